@@ -1,0 +1,129 @@
+"""How sure we are: paired bootstrap over test samples, randomisation tests, Holm's correction, verdicts.
+
+The layer is chosen before anything here looks at the test set, so that what is tested is not what was picked for.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
+
+Metric = Callable[..., "Tensor"]
+"""`metric(y, prediction [..., N, K], weights [R, N] | None) -> [...]`, or `[R, ...]` with weights."""
+
+_CHUNK = 2**22  # elements of swapped predictions held at once
+
+
+@dataclass(frozen=True)
+class Gap:
+    """A difference of two scores on the same samples, its bootstrap interval and its one-sided p-value."""
+
+    value: float
+    low: float
+    high: float
+    p_value: float
+
+
+def resample_counts(n: int, resamples: int, seed: int) -> Float[Tensor, "R N"]:
+    """How often each of N samples is drawn in each of R bootstrap resamples."""
+    rng = np.random.default_rng([seed, n])
+    counts = np.stack([np.bincount(rng.integers(0, n, n), minlength=n) for _ in range(resamples)])
+    return torch.from_numpy(counts.astype(np.float64))
+
+
+def score_interval(
+    metric: Metric, y: Tensor, prediction: Float[Tensor, "Q N K"], counts: Float[Tensor, "R N"], coverage: float = 0.95
+) -> tuple[float, float]:
+    """Percentile bootstrap interval (Efron 1979) of the mean score over Q seeds."""
+    return _percentiles(metric(y, prediction, counts).mean(-1), coverage)
+
+
+def paired_gap(
+    metric: Metric,
+    y: Tensor,
+    chosen: Float[Tensor, "Q N K"],
+    final: Float[Tensor, "Q N K"],
+    counts: Float[Tensor, "R N"],
+    coverage: float = 0.95,
+) -> Gap:
+    """Score of `chosen` minus score of `final` on the same N test samples, averaged over Q seeds.
+
+    The interval is a paired percentile bootstrap over samples: both scores see the same resample. The p-value is that
+    of an approximate randomisation test (Noreen 1989; one-sided, against "no better"): under the null hypothesis the
+    two predictions of a sample can be swapped, for all seeds together.
+    """
+
+    def gap(a: Tensor, b: Tensor, weights: Tensor | None = None) -> Tensor:
+        return (metric(y, a, weights) - metric(y, b, weights)).mean(-1)
+
+    value = float(gap(chosen, final))
+    low, high = _percentiles(gap(chosen, final, counts), coverage)
+    resamples, n = counts.shape
+    generator = torch.Generator().manual_seed(n)
+    at_once = max(1, _CHUNK // chosen.numel())
+    tolerance = 1e-12 * max(1.0, abs(value))  # a swap that changes nothing must count as equal, not as smaller
+    reached = 0
+    for begin in range(0, resamples, at_once):
+        size = min(at_once, resamples - begin)
+        swap = torch.randint(0, 2, (size, 1, n, 1), generator=generator, dtype=torch.bool)
+        null = gap(torch.where(swap, final, chosen), torch.where(swap, chosen, final))
+        reached += int((null >= value - tolerance).sum())
+    return Gap(value, low, high, (1 + reached) / (1 + resamples))
+
+
+def _percentiles(values: Tensor, coverage: float) -> tuple[float, float]:
+    tail = (1 - coverage) / 2
+    known = values[~values.isnan()]  # a resample may lack a class, and then has no score
+    if not len(known):
+        return math.nan, math.nan
+    low, high = torch.quantile(known, torch.tensor([tail, 1 - tail], dtype=known.dtype)).tolist()
+    return low, high
+
+
+def holm(p_values: Sequence[float]) -> np.ndarray:
+    """Holm's step-down adjustment (Holm 1979): reject where the adjusted value is at most the level."""
+    p = np.asarray(p_values, float)
+    order = np.argsort(p, kind="stable")
+    stepped = np.maximum.accumulate(p[order] * (len(p) - np.arange(len(p))))
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.minimum(stepped, 1.0)
+    return adjusted
+
+
+def choose(inner: Float[np.ndarray, "L P Q"], final: int) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+    """The chosen (layer, pooling, probe) and the best readout of the final layer, by scores of inner folds alone.
+
+    `inner` is `[L, P, probes]`, averaged over seeds. Among equals the final layer wins, then the deeper one: a tie is
+    no evidence that anything is hidden.
+    """
+    scores = np.where(np.isnan(inner), -np.inf, inner)
+    at_final = np.unravel_index(int(scores[final].argmax()), scores.shape[1:])
+    best = scores.max()
+    if scores[final].max() >= best:
+        chosen = (final, *at_final)
+    else:
+        layer = int(np.flatnonzero(scores.max(axis=(1, 2)) >= best)[-1])
+        chosen = (layer, *np.unravel_index(int(scores[layer].argmax()), scores.shape[1:]))
+    return tuple(int(i) for i in chosen), (final, *(int(i) for i in at_final))  # type: ignore[return-value]
+
+
+def verdict(gap: Gap, p_adjusted: float, *, same_layer: bool, level: float, margin: float) -> str:
+    """`hidden`: an earlier layer is better, with an interval above 0 and an adjusted p at or under the level.
+
+    `exposed`: the final layer was itself chosen, or no more than `margin` can be gained (the interval ends below it).
+    `undecided`: neither is shown.
+    """
+    if same_layer:
+        return "exposed"
+    if gap.low > 0 and p_adjusted <= level:
+        return "hidden"
+    return "exposed" if gap.high < margin else "undecided"
