@@ -1,0 +1,105 @@
+"""Tasks by name, `SOURCE/NAME`, and the user's own.
+
+A source is a function that takes NAME to a task. Packages add sources with an entry point of the group `tsprobe.tasks`
+whose name is SOURCE and whose value is the function, `"module:attr"`; it is imported when one of its tasks is asked
+for. Where its module has a function `list_tasks`, without arguments, the `TaskInfo`s that it gives are listed too.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+from tsprobe.errors import SpecError, UnknownNameError
+from tsprobe.tasks.base import Classification, MultiLabel, Regression, Task, TaskInfo
+
+__all__ = ["Classification", "MultiLabel", "Regression", "Task", "TaskInfo", "list_tasks", "load_task"]
+
+GROUP = "tsprobe.tasks"
+
+_OWN = {
+    "process": "tsprobe.tasks.process:load_process",
+    "ts": "tsprobe.tasks.archive:load_ts",
+    "tser": "tsprobe.tasks.archive:load_tser",
+    "ucr": "tsprobe.tasks.archive:load_ucr",
+    "uea": "tsprobe.tasks.archive:load_uea",
+}
+
+
+def load_task(name: str | os.PathLike[str]) -> Any:
+    """The task of this name.
+
+    `ucr/GunPoint`, `uea/BasicMotions`, `tser/Covid3Month` (shipped in sktime, else downloaded), `process/k2`,
+    `process/k2-state?n_train=2000&length=256` (generated), `ts/DIR/NAME`, or the path of a `.ts` file or of a folder
+    of two; further sources come with other packages.
+
+    Raises `UnknownNameError` for a source that nothing provides, `SpecError` when two packages provide it, and
+    what the source raises, mostly `DataError`.
+    """
+    name = os.fspath(name)
+    sources = _sources()
+    source, slash, rest = name.partition("/")
+    if source in sources and rest:
+        return _attribute(sources[source])(rest)
+    if name.startswith(("/", "./", "../", "~")) or name.endswith(".ts") or (slash and Path(name).is_dir()):
+        return _attribute(_OWN["ts"])(name)
+    known = [f"{s}/{rest}" for s in sources] + [info.name for info in _listed(_OWN)]
+    raise UnknownNameError("task", name, known, f"(sources: {', '.join(f'{s}/' for s in sorted(sources))})")
+
+
+def list_tasks() -> list[dict[str, Any]]:
+    """A row for each task that can be named without a path or a download, sorted by name; no data is read.
+
+    The keys are `name`, `family`, `kind`, `metric`, `n_train`, `n_test`, `channels`, `length` ("150", or "7-29"
+    when lengths differ), `classes` (the number of targets where there are none), `source`, `licence` and `here`
+    (whether the data is on this machine).
+    """
+    return [_row(info) for info in _listed(_sources())]
+
+
+def _row(info: TaskInfo) -> dict[str, Any]:
+    low, high = info.length
+    return {
+        "name": info.name,
+        "family": info.family,
+        "kind": info.kind,
+        "metric": info.metric,
+        "n_train": info.n_train,
+        "n_test": info.n_test,
+        "channels": info.channels,
+        "length": f"{low}" if low == high else f"{low}-{high}",
+        "classes": info.n_classes,
+        "source": info.source,
+        "licence": info.licence,
+        "here": info.here,
+    }
+
+
+def _listed(sources: dict[str, str]) -> list[TaskInfo]:
+    infos: dict[str, TaskInfo] = {}
+    for target in sources.values():
+        lister = getattr(importlib.import_module(target.partition(":")[0]), "list_tasks", None)
+        if lister is not None and lister is not list_tasks:  # a module may have imported ours
+            infos.update({info.name: info for info in lister()})
+    return [infos[name] for name in sorted(infos)]
+
+
+def _sources() -> dict[str, str]:
+    """Source names and where their functions lie."""
+    found = dict(_OWN)
+    for point in entry_points(group=GROUP):
+        if found.get(point.name, point.value) != point.value:
+            raise SpecError(
+                f"two packages provide the tasks {point.name}/: {found[point.name]} and {point.value}; uninstall one"
+            )
+        found[point.name] = point.value
+    return found
+
+
+def _attribute(target: str) -> Callable[[str], Any]:
+    module, _, attribute = target.partition(":")
+    return getattr(importlib.import_module(module), attribute)
