@@ -37,7 +37,9 @@ def test_p_value_agrees_with_the_exact_sign_test() -> None:
     chosen, final = torch.ones(60, dtype=torch.int64), torch.ones(60, dtype=torch.int64)
     final[:9] = 0  # nine samples that only `chosen` gets right
     chosen[9:12] = 0  # three that only `final` gets right
-    gap = paired_gap(get_metric("accuracy"), y, scores_for(chosen), scores_for(final), resample_counts(60, 20000, seed=0))
+    gap = paired_gap(
+        get_metric("accuracy"), y, scores_for(chosen), scores_for(final), resample_counts(60, 20000, seed=0)
+    )
     exact = scipy_stats.binomtest(9, 12, alternative="greater").pvalue
     assert gap.value == pytest.approx(6 / 60)
     assert gap.p_value == pytest.approx(exact, abs=0.006)  # 3 standard errors of 20,000 draws at p = 0.07
@@ -70,6 +72,7 @@ def test_holm_agrees_with_a_hand_worked_case() -> None:
 def test_choice_prefers_the_final_layer_among_equals_then_the_deeper() -> None:
     inner = np.array([[[0.7, 0.9]], [[0.9, 0.1]], [[0.5, 0.9]]])  # [3 layers, 1 pooling, 2 probes]
     assert choose(inner, final=2) == ((2, 0, 1), (2, 0, 1))
+    assert choose(inner, final=0) == ((0, 0, 1), (0, 0, 1))  # a deeper layer is equal, and past the final one
     inner[2] = 0.2
     assert choose(inner, final=2) == ((1, 0, 0), (2, 0, 0))
     inner[1] = np.nan
@@ -83,7 +86,7 @@ def test_choice_prefers_the_final_layer_among_equals_then_the_deeper() -> None:
         (Gap(0.1, 0.05, 0.15, 0.001), 0.06, False, "undecided"),  # not after Holm
         (Gap(0.1, -0.01, 0.2, 0.02), 0.02, False, "undecided"),
         (Gap(-0.02, -0.05, 0.01, 0.9), 1.0, False, "exposed"),  # nothing above the margin can be gained
-        (Gap(0.0, 0.0, 0.0, 1.0), 1.0, True, "exposed"),
+        (Gap(0.03, -0.01, 0.05, 0.2), 0.2, True, "exposed"),
     ],
 )
 def test_verdicts(gap: Gap, p: float, same: bool, expected: str) -> None:

@@ -1,0 +1,75 @@
+"""`tp.probe`: a study from Python, on names or on the caller's own encoders and tasks."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import weakref
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tsprobe.encoders.base import Encoder
+from tsprobe.errors import SpecError
+from tsprobe.study import Study, make_spec, run_study
+from tsprobe.study.progress import bars
+from tsprobe.tasks.base import Task
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def probe(
+    encoders: str | Encoder | nn.Module | Sequence[str | Encoder],
+    tasks: str | Task | Sequence[str | Task],
+    *,
+    poolings: Sequence[str] = ("mean",),
+    probes: Sequence[str] = ("ridge",),
+    seeds: Sequence[int] = (0,),
+    out: str | Path | None = None,
+    **settings: Any,
+) -> Study:
+    """Study encoders on tasks, layer by layer, controls included.
+
+    Encoders and tasks are names, or objects of `load_encoder`, `Classification` and their likes. Further settings are
+    those of a config file (`controls`, `layers`, `folds`, `missing`, `level`, ...). With `out` the study is kept in that
+    folder and resumed from it; without, it lives in a temporary one as long as the result does.
+
+    Raises `SpecError` for a setting that makes no sense, `DataError` and `EncoderError` as loading does.
+    """
+    named_encoders = {e if isinstance(e, str) else _name(e, "encoder"): e for e in _list(encoders)}
+    named_tasks = {t if isinstance(t, str) else _name(t, "task"): t for t in _list(tasks)}
+    spec = make_spec(
+        {"name": "study" if out is None else Path(out).name, "encoders": list(named_encoders), "tasks": list(named_tasks),
+         "poolings": _list(poolings), "probes": _list(probes), "seeds": _list(seeds)} | settings
+    )  # fmt: skip
+    folder = Path(tempfile.mkdtemp(prefix="tsprobe-") if out is None else out)
+    try:
+        with bars() as stage:
+            study = run_study(
+                spec, folder, stage=stage,
+                encoders={name: e for name, e in named_encoders.items() if isinstance(e, Encoder)},
+                tasks={name: t for name, t in named_tasks.items() if isinstance(t, Task)},
+            )  # fmt: skip
+    except BaseException:
+        if out is None:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+    if out is None:
+        weakref.finalize(study, shutil.rmtree, folder, ignore_errors=True)
+    else:
+        study.report(folder / "report.html")
+    return study
+
+
+def _list(value: Any) -> list[Any]:
+    if isinstance(value, (str, int, Encoder, Task)) or not isinstance(value, Sequence):
+        return [value]
+    return list(value)
+
+
+def _name(item: Any, kind: str) -> str:
+    if isinstance(item, (Encoder, Task)):
+        return item.name
+    hint = "wrap a module with load_encoder(module, blocks=...)" if kind == "encoder" else "use Classification(...)"
+    raise SpecError(f"a {type(item).__name__} is no {kind}; {hint}")

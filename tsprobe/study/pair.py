@@ -1,0 +1,166 @@
+"""One encoder on one task: features of every layer, then a cell for each pooling, probe and seed."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from tsprobe.capture import Features, Reading, extract
+from tsprobe.capture.windows import cut, interpolate
+from tsprobe.data.panel import Panel
+from tsprobe.diagnostics import measure
+from tsprobe.encoders.base import Encoder
+from tsprobe.encoders.baselines import LAYER, Baseline
+from tsprobe.errors import StorageError
+from tsprobe.files import replace_text, safe_name
+from tsprobe.metrics import get_metric
+from tsprobe.probes import get_probe, probes_for
+from tsprobe.probes.base import Target
+from tsprobe.study.cells import Cell, CellKey, cell_path
+from tsprobe.study.progress import Stage
+from tsprobe.study.spec import StudySpec
+from tsprobe.tasks.base import Task
+
+DIAGNOSED = 512  # training samples that the diagnostics look at, evenly spaced: they grow with the square of it
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An encoder and a task within a study's folder."""
+
+    encoder: Encoder | Baseline
+    task: Task
+    spec: StudySpec
+    folder: Path
+    stage: Stage
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return self.encoder.fingerprint()
+
+    @property
+    def reading(self) -> Reading:
+        spec = self.spec
+        return Reading(spec.poolings, spec.channels, spec.missing, spec.rows)
+
+    @property
+    def poolings(self) -> tuple[str, ...]:
+        """A baseline has features already, and nothing to pool."""
+        return ("mean",) if isinstance(self.encoder, Baseline) else self.spec.poolings
+
+    @cached_property
+    def features(self) -> tuple[Features, Features]:
+        """Of the training and the test series; from disk where another task with the same series has read them."""
+        if isinstance(self.encoder, Baseline):
+            return self._baseline_features(self.encoder)
+        return self._encoder_features(self.encoder, "train"), self._encoder_features(self.encoder, "test")
+
+    def _encoder_features(self, encoder: Encoder, split: str) -> Features:
+        panel: Panel = getattr(self.task, split)
+        path = self._feature_path(panel.fingerprint())
+        if path.exists():
+            try:
+                return Features.load(path)
+            except StorageError:
+                path.unlink()
+        with self.stage(
+            f"{encoder.name} reads {self.task.name} ({split})", len(cut(panel, encoder.facts, ""))
+        ) as advance:
+            features = extract(encoder, panel, self.reading, layers=self.spec.layers, progress=advance)
+        features.save(path)
+        return features
+
+    def _baseline_features(self, baseline: Baseline) -> tuple[Features, Features]:
+        begin = time.perf_counter()
+        train, test = ([interpolate(s) for s in panel.series] for panel in (self.task.train, self.task.test))
+        with self.stage(f"{baseline.name} reads {self.task.name}", 1):
+            matrices = baseline.features(train, test)
+        seconds = round(time.perf_counter() - begin, 3)
+        notes = {"seconds": seconds, "missing_values": 0, "missing_handling": "interpolated"}
+        train_features, test_features = (Features({LAYER: m[:, None]}, ("mean",), notes) for m in matrices)
+        return train_features, test_features
+
+    def _feature_path(self, fingerprint: str) -> Path:
+        key = json.dumps([fingerprint, self.fingerprint, repr(self.reading), self.spec.layers])
+        return self.folder / "features" / safe_name(self.encoder.name) / f"{safe_name(key)[-8:]}-{fingerprint[:16]}.npz"
+
+    def cells(self) -> Iterator[tuple[str, str, int, Cell]]:
+        """All cells with their pooling, probe and seed: those on disk as they are, the others computed and saved."""
+        probes = [name for name in self.spec.probes if self.task.kind in probes_for(name)]
+        todo = [(p, q, s) for p in self.poolings for q in probes for s in self.spec.seeds]
+        with self.stage(f"{self.encoder.name} on {self.task.name}", len(todo)) as advance:
+            for pooling, probe, seed in todo:
+                key = self._key(pooling, probe, seed)
+                path = cell_path(self.folder, self.encoder.name, self.task.name, pooling, probe, seed)
+                cell = Cell.load(path, key)
+                if cell is None:
+                    cell = self._compute(pooling, probe, seed)
+                    cell.save(path, key)
+                advance(1)
+                yield pooling, probe, seed, cell
+
+    def _key(self, pooling: str, probe: str, seed: int) -> CellKey:
+        spec = self.spec
+        return CellKey(
+            self.fingerprint, self.task.fingerprint(), spec.layers, spec.poolings, spec.channels,
+            pooling, probe, seed, spec.folds,
+        )  # fmt: skip
+
+    def _compute(self, pooling: str, probe: str, seed: int) -> Cell:
+        train, test = self.features
+        begin = time.perf_counter()
+        task = self.task
+        metric = get_metric(task.metric)
+        target = Target(task.kind, torch.from_numpy(task.y_train), task.n_classes)
+        folds = torch.from_numpy(task.folds(self.spec.folds, seed))
+        rows: dict[str, dict[str, Any]] = {}
+        for layers, stack in train.stacks(pooling):  # layers of equal width share one solve
+            x, x_test = torch.from_numpy(stack), torch.from_numpy(np.stack([test.matrix(n, pooling) for n in layers]))
+            readout = get_probe(probe)(x, target, x_test, folds, metric)
+            best = readout.chosen[:, None]
+            strength = torch.tensor(readout.strengths)[readout.chosen]
+            norms = (
+                readout.gradient_norm if readout.gradient_norm is not None else torch.full((len(layers),), torch.nan)
+            )
+            prediction = readout.prediction.cpu().float()
+            score = metric(torch.from_numpy(task.y_test), prediction)
+            for i, layer in enumerate(layers):
+                rows[layer] = {
+                    "inner": float(readout.inner.gather(1, best)[i]), "strength": float(strength[i]),
+                    "score": float(score[i]), "prediction": prediction[i].numpy(), "gradient_norm": float(norms[i]),
+                }  # fmt: skip
+        columns = {k: np.array([rows[layer][k] for layer in train.layers]) for k in rows[train.layers[0]]}
+        return Cell(layers=train.layers, seconds=round(time.perf_counter() - begin, 3), **columns)
+
+    def details(self) -> dict[str, Any]:
+        """`notes` on what was read, and `diagnostics` by pooling, layer and measure. Kept beside the cells."""
+        path = cell_path(self.folder, self.encoder.name, self.task.name, "", "", 0).with_name("details.json")
+        key = self._key("", "", 0).digest()
+        try:
+            kept = json.loads(path.read_text())
+        except (OSError, ValueError):
+            kept = {}
+        if kept.get("key") != key:
+            train, test = self.features
+            diagnostics = {} if isinstance(self.encoder, Baseline) else self._diagnostics(self.encoder.final)
+            kept = {"key": key, "notes": {"train": train.notes, "test": test.notes}, "diagnostics": diagnostics}
+            replace_text(path, json.dumps(kept))
+        return kept
+
+    def _diagnostics(self, final: str) -> dict[str, dict[str, dict[str, float]]]:
+        train = self.features[0]
+        some = np.unique(np.linspace(0, len(self.task.train) - 1, DIAGNOSED).round().astype(int))
+        values: dict[str, dict[str, dict[str, float]]] = {}
+        for pooling in self.poolings:
+            x = {layer: torch.from_numpy(train.matrix(layer, pooling)[some]) for layer in train.layers}
+            last = x[final if final in x else train.layers[-1]]
+            values[pooling] = {layer: measure(value, last) for layer, value in x.items()}
+        return values

@@ -1,0 +1,272 @@
+"""The pipeline: spec -> features -> scores -> verdicts, resumable at every cell."""
+
+from __future__ import annotations
+
+import gc
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from tsprobe.encoders import load_encoder
+from tsprobe.encoders.base import UNTRAINED, Encoder
+from tsprobe.encoders.baselines import Baseline, load_baseline
+from tsprobe.errors import DataError, EncoderError, SpecError
+from tsprobe.files import replace_text, safe_name
+from tsprobe.probes import probes_for
+from tsprobe.stats import holm, verdict
+from tsprobe.study import provenance as made_by
+from tsprobe.study.pair import Pair
+from tsprobe.study.progress import Stage, silent
+from tsprobe.study.result import DIAGNOSTICS, SCORES, VERDICTS, Study, write_table, write_tree
+from tsprobe.study.spec import EncoderSpec, StudySpec
+from tsprobe.study.summary import Summary, summarise
+from tsprobe.tasks import load_task
+from tsprobe.tasks.base import Task
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An encoder or a control of the study, loaded when its turn comes, so that one is in memory at a time."""
+
+    name: str
+    role: str  # studied, untrained, baseline or chance
+    load: Callable[[], Encoder | Baseline]
+
+
+def run_study(
+    spec: StudySpec,
+    folder: Path,
+    *,
+    encoders: Mapping[str, Encoder] | None = None,
+    tasks: Mapping[str, Task] | None = None,
+    stage: Stage = silent,
+    fresh: bool = False,
+) -> Study:
+    """Run what is not there yet and write the artefacts. Objects in `encoders` and `tasks` stand for their names.
+
+    An encoder that cannot take a task's series (too short, wrong channels, values that are not finite) is left out on
+    that task alone, with the reason, and the study goes on; a mistake in the spec stops it before anything is run.
+    """
+    clock = {"loading": 0.0, "reading": 0.0, "probing": 0.0, "statistics": 0.0}
+    begin = time.perf_counter()
+    if fresh:
+        forget(folder)
+    _sweep(folder)
+    device = pick_device(spec.device)
+    loaded = _load_tasks(spec, dict(tasks or {}))
+    entries = _entries(spec, dict(encoders or {}), device)
+    replace_text(folder / "spec.yaml", yaml.safe_dump(spec.dump(), sort_keys=False))
+    clock["loading"] = time.perf_counter() - begin
+
+    summaries: list[Summary] = []
+    details: list[dict[str, Any]] = []
+    facts: dict[str, Any] = {}
+    skipped: list[dict[str, str]] = []
+    for entry in entries:
+        begin = time.perf_counter()
+        encoder = entry.load()
+        clock["loading"] += time.perf_counter() - begin
+        for task in loaded.values():
+            pair = Pair(encoder, task, spec, folder, stage)
+            facts.setdefault(entry.name, made_by.describe_encoder(encoder, pair.fingerprint))
+            try:
+                cells = list(pair.cells())
+                detail = pair.details()
+            except (DataError, EncoderError) as error:
+                skipped.append({"encoder": entry.name, "task": task.name, "reason": str(error)})
+                continue
+            begin = time.perf_counter()
+            summaries.append(summarise(pair, cells))
+            clock["statistics"] += time.perf_counter() - begin
+            clock["probing"] += sum(cell.seconds for *_, cell in cells)
+            clock["reading"] += sum(part["seconds"] for part in detail["notes"].values())
+            details.append({"node": summaries[-1].node, **detail})
+        del encoder
+        gc.collect()
+    if not summaries:
+        raise DataError(f"no encoder could be run on any task: {skipped[0]['reason']}")
+    _write(folder, spec, summaries, details)
+    _write_provenance(folder, spec, device, entries, loaded, (facts, skipped, clock, details))
+    return Study(folder)
+
+
+def forget(folder: Path) -> None:
+    """Remove what a study wrote into a folder, and nothing else."""
+    for name in ("cells", "features", "study.zarr"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for name in ("scores.csv", "verdicts.csv", "diagnostics.csv", "spec.yaml", "provenance.json", "report.html"):
+        (folder / name).unlink(missing_ok=True)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove half-written files that a killed process left behind."""
+    for rest in list(folder.rglob(".writing-*")):
+        shutil.rmtree(rest) if rest.is_dir() else rest.unlink(missing_ok=True)
+
+
+def pick_device(name: str) -> str:
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise SpecError(f"device {name!r} cannot be used here: {str(error).splitlines()[0]}") from error
+    return name
+
+
+def _load_tasks(spec: StudySpec, given: dict[str, Task]) -> dict[str, Task]:
+    tasks = {name: given[name] if name in given else load_task(name) for name in spec.tasks}
+    for name, task in tasks.items():
+        if not any(task.kind in probes_for(probe) for probe in spec.probes):
+            raise SpecError(f"none of the probes {', '.join(spec.probes)} can read {name}, a {task.kind} task")
+        missing = task.train.missing + task.test.missing
+        if missing and spec.missing == "error":
+            raise DataError(f"{name}: {missing} values are missing or not finite, and missing values are refused")
+    return tasks
+
+
+def _entries(spec: StudySpec, given: dict[str, Encoder], device: str) -> list[Entry]:
+    """Studied encoders, each followed by its untrained copy, then the baselines."""
+    entries: list[Entry] = []
+    for source in spec.encoders:
+        encoder_spec = EncoderSpec(source=source) if isinstance(source, str) else source
+        name = encoder_spec.name or encoder_spec.source
+        if name.startswith("baseline/"):
+            entries.append(Entry(name, "baseline", lambda name=name: load_baseline(name)))  # type: ignore[misc]
+            continue
+        encoder = given.get(name) or _load_encoder(encoder_spec)
+        entries.append(Entry(name, "studied", _named(encoder, name, device)))
+        if "untrained" in spec.controls and not name.endswith(UNTRAINED):
+            entries.append(Entry(name + UNTRAINED, "untrained", _named(encoder.untrained(0), name + UNTRAINED, device)))
+    for control in spec.controls:
+        if control != "untrained":
+            role = "chance" if control == "chance" else "baseline"
+            entries.append(Entry(f"baseline/{control}", role, lambda control=control: load_baseline(control)))  # type: ignore[misc]
+    names = [entry.name for entry in entries]
+    doubled = {name for name in names if names.count(name) > 1}
+    if doubled:
+        raise SpecError(f"{', '.join(sorted(doubled))} would be in the study twice; drop it from encoders or controls")
+    return entries
+
+
+def _named(encoder: Encoder, name: str, device: str) -> Callable[[], Encoder]:
+    def load() -> Encoder:
+        encoder.name = name
+        return encoder.to(device)
+
+    return load
+
+
+def _load_encoder(spec: EncoderSpec) -> Encoder:
+    options = spec.model_dump(exclude={"source"}, exclude_none=True)
+    if spec.source.startswith("python:"):
+        return load_encoder(_build_module(spec.source), **options)
+    return load_encoder(spec.source, **options)
+
+
+def _build_module(source: str) -> torch.nn.Module:
+    """The module that the user's own function `python:package.module:function` builds."""
+    import importlib
+
+    _, module, function = (source.split(":") + ["", ""])[:3]
+    try:
+        built = getattr(importlib.import_module(module), function)()
+    except (ImportError, AttributeError, ValueError) as error:
+        raise SpecError(f"{source!r} cannot be built ({error}); write python:package.module:function") from error
+    if not isinstance(built, torch.nn.Module):
+        raise SpecError(f"{source!r} gives a {type(built).__name__}, not a torch.nn.Module")
+    return built
+
+
+def _write(folder: Path, spec: StudySpec, summaries: list[Summary], details: list[dict[str, Any]]) -> None:
+    scores: list[dict[str, Any]] = []
+    verdicts: list[dict[str, Any]] = []
+    diagnostics: list[dict[str, Any]] = []
+    for summary, detail in zip(summaries, details, strict=True):
+        scores += _score_rows(summary.node)
+        diagnostics += _diagnostic_rows(summary.node, detail["diagnostics"])
+        verdicts.append(_verdict_row(summary))
+    for name in dict.fromkeys(row["encoder"] for row in verdicts):  # Holm's family: the tasks of one encoder
+        rows = [row for row in verdicts if row["encoder"] == name]
+        for row, p in zip(rows, holm([row["p_value"] for row in rows]), strict=True):
+            row["p_adjusted"] = float(p)
+    for row, summary in zip(verdicts, summaries, strict=True):
+        same = row["chosen_layer"] == row["final_layer"]
+        row["verdict"] = verdict(summary.gap, row["p_adjusted"], same_layer=same, level=spec.level, margin=spec.margin)
+    nodes = {f"{safe_name(s.node.attrs['encoder'])}/{safe_name(s.node.attrs['task'])}": s.node for s in summaries}
+    write_tree(folder / "study.zarr", nodes)
+    write_table(folder / "diagnostics.csv", diagnostics, DIAGNOSTICS)
+    write_table(folder / "verdicts.csv", verdicts, VERDICTS)
+    write_table(folder / "scores.csv", scores, SCORES)
+
+
+def _score_rows(node: Any) -> list[dict[str, Any]]:
+    frame = node["score"].to_dataframe().reset_index().dropna(subset="score")
+    shared = {key: node.attrs[key] for key in ("encoder", "objective", "task", "family", "metric", "n_train", "n_test")}
+    return [shared | row for row in frame.to_dict("records")]
+
+
+def _verdict_row(summary: Summary) -> dict[str, Any]:
+    a, gap = summary.node.attrs, summary.gap
+    keys = (
+        "encoder",
+        "objective",
+        "task",
+        "family",
+        "metric",
+        "final_layer",
+        "chosen_layer",
+        "final_score",
+        "chosen_score",
+    )
+    depth = float(summary.node["depth"].sel(layer=a["chosen_layer"]))
+    return {key: a[key] for key in keys} | {
+        "chosen_depth": depth, "gap": gap.value, "gap_low": gap.low, "gap_high": gap.high, "p_value": gap.p_value,
+    }  # fmt: skip
+
+
+def _diagnostic_rows(node: Any, diagnostics: dict[str, dict[str, dict[str, float]]]) -> list[dict[str, Any]]:
+    shared = {key: node.attrs[key] for key in ("encoder", "objective", "task")}
+    return [
+        shared
+        | {
+            "layer": layer, "layer_index": int(node["layer_index"].sel(layer=layer)),
+            "depth": float(node["depth"].sel(layer=layer)), "pooling": pooling, "diagnostic": measure, "value": value,
+        }
+        for pooling, layers in diagnostics.items()
+        for layer, measures in layers.items()
+        for measure, value in measures.items()
+    ]  # fmt: skip
+
+
+def _write_provenance(
+    folder: Path, spec: StudySpec, device: str, entries: list[Entry], tasks: dict[str, Task], found: tuple[Any, ...]
+) -> None:
+    import json
+
+    facts, skipped, clock, details = found
+    missing = {
+        f"{d['node'].attrs['encoder']} on {d['node'].attrs['task']}": d["notes"]
+        for d in details
+        if any(part["missing_values"] for part in d["notes"].values())
+    }
+    content = {
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": made_by.versions(),
+        "device": made_by.describe_device(device),
+        "seeds": list(spec.seeds),
+        "controls": {entry.name: entry.role for entry in entries if entry.role != "studied"},
+        "encoders": facts,
+        "tasks": {name: made_by.describe_task(task) for name, task in tasks.items()},
+        "missing_values": missing,
+        "left_out": skipped,
+        "seconds": {stage: round(seconds, 2) for stage, seconds in clock.items()},
+    }
+    replace_text(folder / "provenance.json", json.dumps(content, indent=2))
