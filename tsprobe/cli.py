@@ -1,0 +1,238 @@
+"""The command line: `tsprobe run | list | report | embed | doctor`."""
+
+from __future__ import annotations
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tsprobe.errors import TsprobeError
+
+if TYPE_CHECKING:
+    from tsprobe.study import Study, StudySpec
+
+app = typer.Typer(
+    name="tsprobe",
+    help="Look inside time-series encoders: where in the network is the answer, and does the final embedding hide it?",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+
+class Kind(StrEnum):
+    encoders = "encoders"
+    tasks = "tasks"
+    probes = "probes"
+    poolings = "poolings"
+    diagnostics = "diagnostics"
+    recipes = "recipes"
+
+
+class Nan(StrEnum):
+    handle = "handle"
+    error = "error"
+
+
+Out = Annotated[Path | None, typer.Option(help="Output folder; by default runs/NAME_OF_THE_CONFIG.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; by default a GPU where there is one.")]
+Missing = Annotated[
+    Nan | None, typer.Option("--nan", help="handle: mask or interpolate missing values and count them; error: refuse.")
+]
+
+
+@app.command()
+def run(
+    config: Annotated[Path, typer.Argument(help="A YAML file; see configs/quickstart.yaml.")],
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Change a setting, e.g. --set seeds=[0,1].")
+    ] = None,
+    out: Out = None,
+    device: Device = None,
+    resume: Annotated[bool, typer.Option("--resume/--fresh", help="Keep finished cells, or forget them.")] = True,
+    nan: Missing = None,
+) -> None:
+    """Run a study: every layer of every encoder on every task, with controls, verdicts and a report.
+
+    A study that was stopped goes on where it was. Exits with 0 when everything was run and logged, with 1 when an
+    encoder could not be run on a task or the tracking store could not be reached, with 2 for a mistake in the request.
+    """
+    from tsprobe.study import read_spec, run_study
+    from tsprobe.study.progress import bars
+
+    overrides = [*(set_ or ()), *([f"device={device}"] if device else ()), *([f"missing={nan.value}"] if nan else ())]
+    spec = read_spec(config, tuple(overrides))
+    folder = out or Path("runs") / config.stem
+    with bars() as stage:
+        study = run_study(spec, folder, stage=stage, fresh=not resume)
+        with stage("report", 1):
+            page = study.report(folder / "report.html")
+        with stage("MLflow", 1):
+            logged, logging_failed = _track(study, spec)
+    _show_verdicts(study)
+    left_out = study.provenance["left_out"]
+    for pair in left_out:
+        _say(f"left out: {pair['encoder']} on {pair['task']}: {pair['reason']}")
+    print(f"report:  {page}")
+    print(logged)
+    if left_out or logging_failed:
+        raise typer.Exit(1)
+
+
+@app.command(name="list")
+def list_(kind: Annotated[Kind, typer.Argument(help="What to list.")] = Kind.encoders) -> None:
+    """List what there is by name, and whether it can be used here and now."""
+    rows = _rows(kind)
+    if not rows:
+        print(f"no {kind.value} are registered; a package can add some through the entry points tsprobe.{kind.value}")
+        return
+    _table(list(rows[0]), [[_cell(value) for value in row.values()] for row in rows])
+
+
+@app.command()
+def report(folder: Annotated[Path, typer.Argument(help="The folder of a finished study.")]) -> None:
+    """Write report.html anew from a finished study and print its verdicts."""
+    from tsprobe.study import Study
+
+    study = Study.open(folder)
+    page = study.report(folder / "report.html")
+    _show_verdicts(study)
+    print(f"report:  {page}")
+
+
+@app.command()
+def embed(
+    encoder: Annotated[str, typer.Argument(help="An encoder's name, e.g. fracast or chronos-bolt:./folder.")],
+    data: Annotated[str, typer.Argument(help="A task's name, or a .npy, .csv or .parquet file with a row a series.")],
+    out: Annotated[Path, typer.Option(help="A .npz, .npy, .csv or .parquet file.")],
+    layer: Annotated[
+        str, typer.Option(help="A layer's name, final, or best (chosen on inner training folds).")
+    ] = "best",
+    pooling: Annotated[str, typer.Option(help="How tokens become one vector.")] = "mean",
+    device: Device = None,
+    nan: Missing = None,
+) -> None:
+    """Write one vector a series: frozen features of the layer you name, or of the best one for a task."""
+    from tsprobe import embed as room
+    from tsprobe.capture import Reading
+    from tsprobe.encoders import load_encoder
+    from tsprobe.study.progress import bars
+    from tsprobe.study.run import pick_device
+    from tsprobe.tasks import load_task
+
+    if out.suffix not in room.OUT_FILES:
+        raise typer.BadParameter(f"--out must end in {', '.join(room.OUT_FILES)}, not {out.name!r}")
+    path = Path(data)
+    source = room.read_series(path) if path.suffix in room.SERIES_FILES else load_task(data)
+    model = load_encoder(encoder).to(pick_device(device or "auto"))
+    reading = Reading((pooling,), missing=(nan or Nan.handle).value)
+    with bars() as stage:
+        used, vectors = room.embed(model, source, layer, reading, stage)
+    room.write_vectors(out, used, vectors)
+    sizes = ", ".join(f"{name} {v.shape[0]} x {v.shape[1]}" for name, v in vectors.items())
+    print(f"{out}: layer {used} of {encoder}, {sizes}")
+
+
+@app.command()
+def doctor() -> None:
+    """Say what is installed, which devices work and whether a model hub is reachable. Exits with 1 if a part is broken."""
+    from tsprobe.doctor import examine
+
+    checks = list(examine())
+    _table(["what", "state", "detail"], [[c.what, c.state, c.detail] for c in checks])
+    if any(c.state in ("missing", "broken") for c in checks):
+        raise typer.Exit(1)
+
+
+def _track(study: Study, spec: StudySpec) -> tuple[str, bool]:
+    """A line on where the study is logged, and whether that failed."""
+    if not spec.tracking.enabled:
+        return "MLflow:  off", False
+    from tsprobe.tracking import default_uri, log_study
+
+    try:
+        log_study(study, spec.tracking.uri, spec.tracking.experiment)
+    except TsprobeError as error:
+        return f"MLflow:  {error}; the study itself is safe, run it again to log it", True
+    uri = spec.tracking.uri or default_uri(study.folder)
+    return f"MLflow:  mlflow ui --backend-store-uri {uri}", False
+
+
+def _rows(kind: Kind) -> list[dict[str, Any]]:
+    if kind is Kind.encoders:
+        from tsprobe.encoders import list_encoders
+
+        return list_encoders()
+    if kind is Kind.tasks:
+        from tsprobe.tasks import list_tasks
+
+        return list_tasks()
+    if kind is Kind.probes:
+        from tsprobe.probes import PROBES, probes_for
+
+        return [
+            {"name": name, "reads": ", ".join(probes_for(name)), "what": entry.description}
+            for name, entry in PROBES.items()
+        ]
+    if kind is Kind.poolings:
+        from tsprobe.pooling import POOLINGS
+
+        return [{"name": name, "what": what} for name, what in POOLINGS.items()]
+    if kind is Kind.diagnostics:
+        from tsprobe.diagnostics import DIAGNOSTICS
+
+        return [{"name": name, "what": what} for name, what in DIAGNOSTICS.items()]
+    return []
+
+
+def _show_verdicts(study: Study) -> None:
+    rows = []
+    for v in study.verdicts.to_dict("records"):
+        role = study.controls.get(v["encoder"], "")
+        interval = f"{v['gap']:+.3f} [{v['gap_low']:+.3f}, {v['gap_high']:+.3f}]" if not role.startswith("ba") else ""
+        readable = [v["encoder"], v["task"], v["metric"], f"{v['final_score']:.3f}", f"{v['chosen_score']:.3f}"]
+        rows.append([*readable, v["chosen_layer"], interval, f"{v['p_adjusted']:.3f}", v["verdict"]])
+    _table(["encoder", "task", "metric", "final", "chosen", "layer", "gap", "p (Holm)", "verdict"], rows)
+
+
+def _table(header: list[str], rows: list[list[str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console() if sys.stdout.isatty() else Console(width=200)
+    table = Table(*header, header_style="bold", box=None, pad_edge=False)
+    styles = {"hidden": "bold yellow", "broken": "bold red", "missing": "red", "exposed": "green", "ok": "green"}
+    for row in rows:
+        table.add_row(*(Text(cell, style=styles.get(cell, "")) for cell in row))
+    console.print(table)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "" if value is None else str(value)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def main() -> None:
+    """Run the command line; a user's mistake ends with one line and exit code 2."""
+    try:
+        app()
+    except TsprobeError as error:
+        _say(f"tsprobe: {' '.join(str(error).split())}")
+        sys.exit(2)
+    except KeyboardInterrupt:
+        _say("tsprobe: stopped; what is finished is kept, the same command goes on from there")
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,138 @@
+"""A study in MLflow: one run for the study, a nested run for each encoder and task.
+
+A layer's score is a metric whose step is the layer's index, so that the MLflow page draws the layer curve.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tsprobe.errors import MissingPackageError, TsprobeError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from tsprobe.study import Study
+
+ARTEFACTS = ("scores.csv", "verdicts.csv", "diagnostics.csv", "spec.yaml", "provenance.json", "report.html")
+
+
+class TrackingError(TsprobeError):
+    """The tracking store cannot be reached or refuses; the study itself is safe in its folder."""
+
+
+def log_study(study: Study, uri: str | None = None, experiment: str = "tsprobe") -> str:
+    """Log a finished study and give the id of its run.
+
+    Without a `uri` the store is SQLite, `mlflow.db` beside the study's folder. Raises `TrackingError` where the store
+    cannot be reached, `MissingPackageError` without MLflow.
+    """
+    # A server that is gone should cost seconds, not MLflow's default of several minutes.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+    try:
+        from mlflow.exceptions import MlflowException
+        from mlflow.tracking import MlflowClient
+    except ModuleNotFoundError as error:
+        raise MissingPackageError("mlflow", "logging a study") from error
+    home = study.folder.resolve().parent
+    uri = uri or default_uri(study.folder)
+    with _quiet():
+        try:
+            client = MlflowClient(uri)
+            found = client.get_experiment_by_name(experiment)
+            location = (home / "mlartifacts").as_uri() if uri.startswith("sqlite") else None
+            number = found.experiment_id if found else client.create_experiment(experiment, artifact_location=location)
+            return _log(client, number, study)
+        except (MlflowException, OSError) as error:
+            raise TrackingError(f"cannot log to {uri}: {' '.join(str(error).split())[:300]}") from error
+
+
+def _log(client: Any, experiment: str, study: Study) -> str:
+    now = int(time.time() * 1000)
+    parent = client.create_run(experiment, run_name=study.name, tags={"tsprobe.study": study.name}).info.run_id
+    params = {f"spec.{key}": value for key, value in study.spec.items()} | {
+        f"version.{key}": value for key, value in study.provenance["versions"].items()
+    }
+    seconds = {f"seconds.{stage}": value for stage, value in study.provenance["seconds"].items()}
+    counts = {f"verdicts.{k}": v for k, v in study.verdicts.verdict.value_counts().items()}
+    _batch(client, parent, params, [(key, value, 0) for key, value in (seconds | counts).items()], now)
+    by_pair = study.scores.groupby(["encoder", "task"], sort=False)
+    curves = {key: rows for key, rows in study.curves.groupby(["encoder", "task"], sort=False)}
+    for row in study.verdicts.to_dict("records"):
+        key = (row["encoder"], row["task"])
+        _log_pair(client, experiment, parent, row, (by_pair.get_group(key), curves[key]), study, now)
+    for name in ARTEFACTS:
+        if (study.folder / name).exists():
+            client.log_artifact(parent, str(study.folder / name))
+    client.log_artifacts(parent, str(study.folder / "study.zarr"), "study.zarr")
+    client.set_terminated(parent)
+    return parent
+
+
+def _log_pair(
+    client: Any, experiment: str, parent: str, row: dict[str, Any], tables: tuple[pd.DataFrame, pd.DataFrame],
+    study: Study, now: int,
+) -> None:  # fmt: skip
+    tags = {"mlflow.parentRunId": parent, "tsprobe.encoder": row["encoder"], "tsprobe.task": row["task"]}
+    run = client.create_run(experiment, run_name=f"{row['encoder']} on {row['task']}", tags=tags).info.run_id
+    scores, curve = tables
+    metric = row["metric"]
+    metrics = [(metric, s, step) for s, step in zip(curve.score, curve.layer_index, strict=True)]
+    for readout, values in scores.groupby(["pooling", "probe"], sort=False):
+        by_layer = values.groupby("layer_index").score.mean()
+        metrics += [(f"{metric}.{'.'.join(readout)}", score, step) for step, score in by_layer.items()]
+    metrics += [(key, row[key], 0) for key in ("gap", "gap_low", "gap_high", "p_value", "p_adjusted")]
+    params = {
+        k: row[k]
+        for k in ("encoder", "objective", "task", "family", "metric", "final_layer", "chosen_layer", "verdict")
+    }
+    _batch(client, run, params, metrics, now)
+    _log_data(client, run, row["task"], study.provenance["tasks"][row["task"]])
+    client.set_terminated(run)
+
+
+def _log_data(client: Any, run: str, task: str, facts: dict[str, Any]) -> None:
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    data = Dataset(
+        name=task, digest=facts["sha256"][:36], source_type="tsprobe", source=facts["source"] or task,
+        profile=f'{{"num_rows": {facts["n_train"] + facts["n_test"]}, "channels": {facts["channels"]}}}',
+    )  # fmt: skip
+    client.log_inputs(run, [DatasetInput(data, [InputTag("mlflow.data.context", "probing")])])
+
+
+def _batch(client: Any, run: str, params: dict[str, Any], metrics: list[tuple[str, float, int]], now: int) -> None:
+    from mlflow.entities import Metric, Param
+
+    kept = [Metric(k, float(v), now, int(step)) for k, v, step in metrics if v == v]  # MLflow's stores refuse NaN
+    client.log_batch(run, metrics=kept[:1000], params=[Param(k, str(v)[:6000]) for k, v in params.items()])
+    for begin in range(1000, len(kept), 1000):
+        client.log_batch(run, metrics=kept[begin : begin + 1000])
+
+
+@contextlib.contextmanager
+def _quiet() -> Any:
+    """MLflow's store migrations write dozens of log lines on first use."""
+    import logging
+    import warnings
+
+    names = ("alembic", "mlflow")
+    before = {name: logging.getLogger(name).level for name in names}
+    try:
+        for name in names:
+            logging.getLogger(name).setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for name, level in before.items():
+            logging.getLogger(name).setLevel(level)
+
+
+def default_uri(folder: Path) -> str:
+    return f"sqlite:///{folder.resolve().parent / 'mlflow.db'}"
