@@ -1,0 +1,114 @@
+"""Controls that are no encoders: features of the raw signal through sktime, and no features at all.
+
+They are fitted on the training series, have one layer, `features`, and go through the same probes as everything else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tsprobe.encoders.base import Facts
+from tsprobe.errors import MissingPackageError, UnknownNameError
+from tsprobe.types import Layer
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+LAYER = "features"
+
+
+class Baseline(ABC):
+    """`features` takes training and test series, lists of `[C, S]` without missing values, to `[N, D]` each."""
+
+    layers = (Layer(LAYER, None),)
+    final = LAYER
+
+    def __init__(self, name: str) -> None:
+        self.name = f"baseline/{name}"
+        self.facts = Facts(objective="none", pretrained_on="nothing")
+
+    @abstractmethod
+    def features(self, train: Sequence[np.ndarray], test: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]: ...
+
+    def fingerprint(self) -> str:
+        return hashlib.sha256(self.name.encode()).hexdigest()
+
+
+class Chance(Baseline):
+    """One constant feature: what a probe reaches that sees nothing, the training set's class shares or mean."""
+
+    def features(self, train: Sequence[np.ndarray], test: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        return np.ones((len(train), 1), np.float32), np.ones((len(test), 1), np.float32)
+
+
+class MiniRocket(Baseline):
+    """9,996 proportions of positive values under random-dilation convolutions (Dempster et al. 2021), seed 0."""
+
+    shortest = 9  # length of the kernels
+
+    def features(self, train: Sequence[np.ndarray], test: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        with _quiet_sktime(self.name):
+            from sktime.transformations.panel.rocket import MiniRocketMultivariate, MiniRocketMultivariateVariable
+        train, test = (_lengthen(part, self.shortest) for part in (train, test))
+        lengths = {s.shape[1] for part in (train, test) for s in part}
+        with _quiet_sktime(self.name):
+            if len(lengths) == 1:
+                rocket = MiniRocketMultivariate(random_state=0).fit(np.stack(train).astype(np.float64))
+                pair = [rocket.transform(np.stack(part).astype(np.float64)) for part in (train, test)]
+            else:
+                rocket = MiniRocketMultivariateVariable(random_state=0, pad_value_short_series=0.0).fit(_nested(train))
+                pair = [rocket.transform(_nested(part)) for part in (train, test)]
+        return np.asarray(pair[0], np.float32), np.asarray(pair[1], np.float32)
+
+
+class Catch22(Baseline):
+    """22 canonical statistics of each channel (Lubba et al. 2019)."""
+
+    def features(self, train: Sequence[np.ndarray], test: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        with _quiet_sktime(self.name):
+            from sktime.transformations.panel.catch22 import Catch22 as Transformer
+
+            transformer = Transformer(replace_nans=True)
+            pair = [np.asarray(transformer.fit_transform(_nested(part)), np.float32) for part in (train, test)]
+        return pair[0], pair[1]
+
+
+def _lengthen(series: Sequence[np.ndarray], shortest: int) -> list[np.ndarray]:
+    """Series shorter than the kernels keep their last value."""
+    return [np.pad(s, ((0, 0), (0, max(0, shortest - s.shape[1]))), mode="edge") for s in series]
+
+
+def _nested(series: Sequence[np.ndarray]) -> Any:
+    import pandas as pd
+
+    columns = {f"channel{c}": [pd.Series(s[c].astype(np.float64)) for s in series] for c in range(len(series[0]))}
+    return pd.DataFrame(columns)
+
+
+@contextmanager
+def _quiet_sktime(purpose: str) -> Iterator[None]:
+    """Import or run sktime without the warnings of its own dependencies; say what to install where it is missing."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        except ModuleNotFoundError as error:
+            raise MissingPackageError(error.name or "sktime", purpose) from error
+
+
+BASELINES: dict[str, Callable[[str], Baseline]] = {"chance": Chance, "minirocket": MiniRocket, "catch22": Catch22}
+
+
+def load_baseline(name: str) -> Baseline:
+    """`chance`, `minirocket` or `catch22`, with or without `baseline/` before it."""
+    key = name.removeprefix("baseline/")
+    if key not in BASELINES:
+        raise UnknownNameError("baseline", name, BASELINES)
+    return BASELINES[key](key)
