@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from planted import planted_encoder, planted_task
 
 import tsprobe as tp
@@ -166,7 +167,7 @@ def test_other_data_or_weights_are_other_cells(tmp_path: Path) -> None:
 
 
 def test_layers_can_be_named(tmp_path: Path) -> None:
-    study = tp.probe(planted_encoder(2), planted_task(), layers=("block.1", "block.4"), **QUICK)
+    study = tp.probe(planted_encoder(2), planted_task(), layers=("block.1",), **QUICK)
     assert list(study.scores.layer) == ["block.1", "block.4"]
     assert list(study.scores.layer_index) == [2, 5]
     assert study.verdicts.verdict[0] == "hidden"
@@ -249,15 +250,13 @@ def test_missing_values_are_refused_on_request() -> None:
 
 def test_things_that_are_no_encoder_or_task_say_what_would_be() -> None:
     with pytest.raises(SpecError, match="a Linear is no encoder; wrap a module with load_encoder"):
-        import torch
-
         tp.probe(torch.nn.Linear(2, 2), planted_task())
     with pytest.raises(SpecError, match="a dict is no task"):
         tp.probe(planted_encoder(2), {})
 
 
 def test_open_refuses_what_is_no_finished_study(tmp_path: Path, kept: tp.Study) -> None:
-    with pytest.raises(StorageError, match="is no finished study: scores.csv"):
+    with pytest.raises(StorageError, match=r"is no finished study: scores\.csv"):
         tp.Study.open(tmp_path)
     assert tp.Study.open(kept.folder).verdicts.equals(kept.verdicts)
 

@@ -106,14 +106,20 @@ def choose(inner: Float[np.ndarray, "L P Q"], final: int) -> tuple[tuple[int, in
     no evidence that anything is hidden.
     """
     scores = np.where(np.isnan(inner), -np.inf, inner)
-    at_final = np.unravel_index(int(scores[final].argmax()), scores.shape[1:])
     best = scores.max()
+    at_final = best_readout(scores[final])
     if scores[final].max() >= best:
         chosen = (final, *at_final)
     else:
         layer = int(np.flatnonzero(scores.max(axis=(1, 2)) >= best)[-1])
-        chosen = (layer, *np.unravel_index(int(scores[layer].argmax()), scores.shape[1:]))
-    return tuple(int(i) for i in chosen), (final, *(int(i) for i in at_final))  # type: ignore[return-value]
+        chosen = (layer, *best_readout(scores[layer]))
+    return chosen, (final, *at_final)
+
+
+def best_readout(scores: Float[np.ndarray, "P Q"]) -> tuple[int, int]:
+    """The first (pooling, probe) among the best."""
+    pooling, probe = np.unravel_index(int(np.where(np.isnan(scores), -np.inf, scores).argmax()), scores.shape)
+    return int(pooling), int(probe)
 
 
 def verdict(gap: Gap, p_adjusted: float, *, same_layer: bool, level: float, margin: float) -> str:

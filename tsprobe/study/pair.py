@@ -52,6 +52,12 @@ class Pair:
         return Reading(spec.poolings, spec.channels, spec.missing, spec.rows)
 
     @property
+    def layers(self) -> tuple[str, ...] | None:
+        """The layers that the spec names, and always the final one, which every other is compared with."""
+        named = self.spec.layers
+        return named if named is None or self.encoder.final in named else (*named, self.encoder.final)
+
+    @property
     def poolings(self) -> tuple[str, ...]:
         """A baseline has features already, and nothing to pool."""
         return ("mean",) if isinstance(self.encoder, Baseline) else self.spec.poolings
@@ -74,7 +80,7 @@ class Pair:
         with self.stage(
             f"{encoder.name} reads {self.task.name} ({split})", len(cut(panel, encoder.facts, ""))
         ) as advance:
-            features = extract(encoder, panel, self.reading, layers=self.spec.layers, progress=advance)
+            features = extract(encoder, panel, self.reading, layers=self.layers, progress=advance)
         features.save(path)
         return features
 
@@ -150,17 +156,16 @@ class Pair:
             kept = {}
         if kept.get("key") != key:
             train, test = self.features
-            diagnostics = {} if isinstance(self.encoder, Baseline) else self._diagnostics(self.encoder.final)
+            diagnostics = {} if isinstance(self.encoder, Baseline) else self._diagnostics()
             kept = {"key": key, "notes": {"train": train.notes, "test": test.notes}, "diagnostics": diagnostics}
             replace_text(path, json.dumps(kept))
         return kept
 
-    def _diagnostics(self, final: str) -> dict[str, dict[str, dict[str, float]]]:
+    def _diagnostics(self) -> dict[str, dict[str, dict[str, float]]]:
         train = self.features[0]
         some = np.unique(np.linspace(0, len(self.task.train) - 1, DIAGNOSED).round().astype(int))
         values: dict[str, dict[str, dict[str, float]]] = {}
         for pooling in self.poolings:
             x = {layer: torch.from_numpy(train.matrix(layer, pooling)[some]) for layer in train.layers}
-            last = x[final if final in x else train.layers[-1]]
-            values[pooling] = {layer: measure(value, last) for layer, value in x.items()}
+            values[pooling] = {layer: measure(value, x[self.encoder.final]) for layer, value in x.items()}
         return values

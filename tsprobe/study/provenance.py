@@ -38,7 +38,7 @@ def describe_encoder(encoder: Encoder | Baseline, fingerprint: str) -> dict[str,
     return {
         "objective": facts.objective, "weights_sha256": fingerprint, "pretrained_on": facts.pretrained_on,
         "overlaps": list(facts.overlaps), "code_licence": facts.code_licence, "weights_licence": facts.weights_licence,
-        "context": facts.context, "final": getattr(encoder, "final", "features"), "final_is": facts.final_is,
+        "context": facts.context, "final": encoder.final, "final_is": facts.final_is,
     }  # fmt: skip
 
 

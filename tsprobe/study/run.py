@@ -175,7 +175,7 @@ def _build_module(source: str) -> torch.nn.Module:
     """The module that the user's own function `python:package.module:function` builds."""
     import importlib
 
-    _, module, function = (source.split(":") + ["", ""])[:3]
+    _, module, function = [*source.split(":"), "", ""][:3]
     try:
         built = getattr(importlib.import_module(module), function)()
     except (ImportError, AttributeError, ValueError) as error:

@@ -9,13 +9,13 @@ import numpy as np
 import torch
 import xarray as xr
 
-from tsprobe.encoders.base import Encoder
 from tsprobe.metrics import get_metric
-from tsprobe.stats import Gap, choose, paired_gap, resample_counts, score_interval
+from tsprobe.stats import Gap, best_readout, choose, paired_gap, resample_counts, score_interval
 from tsprobe.study.cells import Cell
 from tsprobe.study.pair import Pair
 
 DIMS = ("layer", "pooling", "probe", "seed")
+MEASURED = ("score", "inner", "strength", "gradient_norm")
 
 
 @dataclass(frozen=True)
@@ -26,58 +26,83 @@ class Summary:
     gap: Gap
 
 
+@dataclass(frozen=True)
+class Grid:
+    """The cells of a pair on their axes. A place is (layer, pooling, probe) by number."""
+
+    layers: tuple[str, ...]
+    poolings: tuple[str, ...]
+    probes: tuple[str, ...]
+    seeds: tuple[int, ...]
+    cells: dict[tuple[str, str, int], Cell]
+
+    @classmethod
+    def of(cls, cells: Iterable[tuple[str, str, int, Cell]]) -> Grid:
+        grid = {(pooling, probe, seed): cell for pooling, probe, seed, cell in cells}
+        poolings, probes, seeds = (tuple(dict.fromkeys(column)) for column in zip(*grid, strict=True))
+        return cls(next(iter(grid.values())).layers, poolings, probes, seeds, grid)
+
+    def values(self, name: str) -> np.ndarray:
+        """`[L, P, probes, seeds]` of one of `MEASURED`."""
+        per_cell = [
+            [[getattr(self.cells[p, q, s], name) for s in self.seeds] for q in self.probes] for p in self.poolings
+        ]
+        return np.moveaxis(np.array(per_cell), -1, 0)
+
+    def predictions(self, layer: int, pooling: int, probe: int) -> torch.Tensor:
+        """Test predictions `[seeds, N, K]` at a place."""
+        cells = (self.cells[self.poolings[pooling], self.probes[probe], seed] for seed in self.seeds)
+        return torch.from_numpy(np.stack([cell.prediction[layer] for cell in cells]))
+
+    def readout(self, place: tuple[int, int, int]) -> str:
+        return f"{self.poolings[place[1]]}, {self.probes[place[2]]}"
+
+
 def summarise(pair: Pair, cells: Iterable[tuple[str, str, int, Cell]]) -> Summary:
     """Choose the layer and the readout on inner folds, then look at the test set."""
-    grid = {(pooling, probe, seed): cell for pooling, probe, seed, cell in cells}
-    first = next(iter(grid.values()))
-    axes = (first.layers, *(tuple(dict.fromkeys(key[i] for key in grid)) for i in range(3)))
-    data = {name: _fill(grid, axes, name) for name in ("score", "inner", "strength", "gradient_norm")}
-    names = [layer.name for layer in pair.encoder.layers] if isinstance(pair.encoder, Encoder) else list(first.layers)
-    final_name = pair.encoder.final if isinstance(pair.encoder, Encoder) else first.layers[0]
-    final = first.layers.index(final_name) if final_name in first.layers else len(first.layers) - 1
-    inner = data["inner"].mean(-1)  # over seeds
+    grid = Grid.of(cells)
+    data = {name: grid.values(name) for name in MEASURED}
+    inner = data["inner"].mean(-1)  # over seeds: [L, P, probes]
+    final = grid.layers.index(pair.encoder.final)
     chosen_at, final_at = choose(inner, final)
+    curve_at = [(i, *best_readout(inner[i])) for i in range(len(grid.layers))]
 
     metric = get_metric(pair.task.metric)
     y = torch.from_numpy(pair.task.y_test)
     counts = resample_counts(len(pair.task.test), pair.spec.resamples, seed=0)
+    gap = paired_gap(metric, y, grid.predictions(*chosen_at), grid.predictions(*final_at), counts)
+    intervals = np.array([score_interval(metric, y, grid.predictions(*place), counts) for place in curve_at])
 
-    def predictions(layer: int, pooling: int, probe: int) -> torch.Tensor:  # [seeds, N, K]
-        per_seed = [grid[axes[1][pooling], axes[2][probe], seed].prediction[layer] for seed in axes[3]]
-        return torch.from_numpy(np.stack(per_seed))
-
-    gap = paired_gap(metric, y, predictions(*chosen_at), predictions(*final_at), counts)
-    readouts = [choose(inner, layer)[1] for layer in range(len(first.layers))]
-    intervals = np.array([score_interval(metric, y, predictions(*r), counts) for r in readouts])
-    curve = np.array([data["score"][r].mean() for r in readouts])
-    depths = {layer.name: layer.depth for layer in pair.encoder.layers} if isinstance(pair.encoder, Encoder) else {}
-    node = xr.Dataset(
-        {name: (DIMS, values) for name, values in data.items()}
-        | {
-            "curve": ("layer", curve), "low": ("layer", intervals[:, 0]), "high": ("layer", intervals[:, 1]),
-            "curve_pooling": ("layer", [axes[1][r[1]] for r in readouts]),
-            "curve_probe": ("layer", [axes[2][r[2]] for r in readouts]),
-        },
-        coords={
-            "layer": list(axes[0]), "pooling": list(axes[1]), "probe": list(axes[2]), "seed": list(axes[3]),
-            "depth": ("layer", [np.nan if depths.get(n) is None else depths[n] for n in axes[0]]),
-            "layer_index": ("layer", [names.index(n) for n in axes[0]]),
-        },
-        attrs={
-            "encoder": pair.encoder.name, "objective": pair.encoder.facts.objective, "task": pair.task.name,
-            "family": pair.task.family, "metric": pair.task.metric, "final_layer": axes[0][final],
-            "chosen_layer": axes[0][chosen_at[0]], "chosen_readout": f"{axes[1][chosen_at[1]]}, {axes[2][chosen_at[2]]}",
-            "final_readout": f"{axes[1][final_at[1]]}, {axes[2][final_at[2]]}",
-            "final_score": float(data["score"][final_at].mean()),
-            "chosen_score": float(data["score"][chosen_at].mean()),
-            "n_train": len(pair.task.train), "n_test": len(pair.task.test),
-        },
-    )  # fmt: skip
-    return Summary(node, gap)
-
-
-def _fill(grid: dict[tuple[str, str, int], Cell], axes: tuple[tuple, ...], name: str) -> np.ndarray:
-    values = np.full([len(axis) for axis in axes], np.nan)
-    for (pooling, probe, seed), cell in grid.items():
-        values[:, axes[1].index(pooling), axes[2].index(probe), axes[3].index(seed)] = getattr(cell, name)
-    return values
+    all_layers = {layer.name: (i, layer.depth) for i, layer in enumerate(pair.encoder.layers)}
+    depths = [all_layers[name][1] for name in grid.layers]
+    variables = {name: (DIMS, values) for name, values in data.items()} | {
+        "curve": ("layer", [float(data["score"][place].mean()) for place in curve_at]),
+        "low": ("layer", intervals[:, 0]),
+        "high": ("layer", intervals[:, 1]),
+        "curve_pooling": ("layer", [grid.poolings[place[1]] for place in curve_at]),
+        "curve_probe": ("layer", [grid.probes[place[2]] for place in curve_at]),
+    }
+    coords = {
+        "layer": list(grid.layers),
+        "pooling": list(grid.poolings),
+        "probe": list(grid.probes),
+        "seed": list(grid.seeds),
+        "depth": ("layer", [np.nan if depth is None else depth for depth in depths]),
+        "layer_index": ("layer", [all_layers[name][0] for name in grid.layers]),
+    }
+    attrs = {
+        "encoder": pair.encoder.name,
+        "objective": pair.encoder.facts.objective,
+        "task": pair.task.name,
+        "family": pair.task.family,
+        "metric": pair.task.metric,
+        "final_layer": pair.encoder.final,
+        "chosen_layer": grid.layers[chosen_at[0]],
+        "final_readout": grid.readout(final_at),
+        "chosen_readout": grid.readout(chosen_at),
+        "final_score": float(data["score"][final_at].mean()),
+        "chosen_score": float(data["score"][chosen_at].mean()),
+        "n_train": len(pair.task.train),
+        "n_test": len(pair.task.test),
+    }
+    return Summary(xr.Dataset(variables, coords, attrs), gap)
