@@ -32,7 +32,7 @@ class Rotate(nn.Module):
 
 
 class Planted(nn.Module):
-    """`[R, S]` to tokens of eight steps. The label lies along the first step of a patch; the block after `at` drops it."""
+    """`[R, S]` to tokens of eight steps. The label is the first step of a patch; the block after `at` drops it."""
 
     def __init__(self, at: int | None) -> None:
         super().__init__()

@@ -10,7 +10,19 @@ import pytest
 
 import tsprobe as tp
 
-HEAVY = ("mlflow", "optuna", "ray", "sktime", "gluonts", "timm", "transformers", "triton.compiler", "sklearn", "plotly", "pandas")
+HEAVY = (
+    "mlflow",
+    "optuna",
+    "ray",
+    "sktime",
+    "gluonts",
+    "timm",
+    "transformers",
+    "triton.compiler",
+    "sklearn",
+    "plotly",
+    "pandas",
+)
 BARE = ("torch", "numpy", "einops", "xarray")
 
 

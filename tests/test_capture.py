@@ -8,15 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from toys import PATCH, StepsEncoder
 from torch import nn
+from toys import PATCH, StepsEncoder
 
 from tsprobe.capture import Features, Reading, extract, read_layers
-from tsprobe.capture.windows import batches, cut, interpolate
+from tsprobe.capture.windows import batches, cut, interpolate, load
 from tsprobe.data.panel import as_panel
 from tsprobe.encoders.base import Facts, Tap
 from tsprobe.errors import DataError, EncoderError, StorageError, UnknownNameError
 from tsprobe.files import replace_file, safe_name
+from tsprobe.types import Batch
 
 ALL = ("mean", "max", "min", "std", "first", "last", "cls", "segments2")
 
@@ -66,9 +67,7 @@ def test_hooks_are_gone_after_a_pass_and_after_a_failure() -> None:
     assert hooks_on(encoder.module) == 0
 
 
-def _batch(encoder: StepsEncoder):  # noqa: ANN202
-    from tsprobe.capture.windows import load
-
+def _batch(encoder: StepsEncoder) -> Batch:
     data = as_panel(panel(2))
     return load(data, cut(data, encoder.facts, "toy"), keep_missing=True)
 
@@ -149,7 +148,9 @@ def test_missing_values_are_masked_or_interpolated_and_counted() -> None:
     assert masked.notes["missing_handling"] == "masked"
     kept = np.delete(x[0], np.s_[4:8], axis=1)
     np.testing.assert_allclose(
-        masked.matrix("block.0", "mean")[0], extract(StepsEncoder(), as_panel([kept])).matrix("block.0", "mean")[0], atol=1e-6
+        masked.matrix("block.0", "mean")[0],
+        extract(StepsEncoder(), as_panel([kept])).matrix("block.0", "mean")[0],
+        atol=1e-6,
     )
     filled = extract(StepsEncoder(masks_missing=False), as_panel(x))
     assert filled.notes["missing_handling"] == "interpolated"

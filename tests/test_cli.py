@@ -35,7 +35,8 @@ def config(tmp_path: Path) -> Path:
     path = tmp_path / "small.yaml"
     encoder = {"source": "python:planted:build", "name": "planted", "blocks": "blocks.*", "prepare": "bs", "tokens": 8}
     settings = {
-        "encoders": [encoder], "tasks": ["process/k1?n_train=60&n_test=40&length=64"], "controls": ["untrained", "chance"],
+        "encoders": [encoder], "tasks": ["process/k1?n_train=60&n_test=40&length=64"],
+        "controls": ["untrained", "chance"],
         "poolings": ["mean", "max"], "probes": ["ridge", "knn"], "resamples": 200, "tracking": {"enabled": False},
     }  # fmt: skip
     path.write_text(yaml.safe_dump(settings))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -25,7 +27,7 @@ def referee(x: np.ndarray, mask: np.ndarray, edges: np.ndarray, patch: int) -> n
         return np.zeros((9, x.shape[1]))
     start = np.arange(len(x)) * patch
     segments = []
-    for low, high in zip(edges[:-1], edges[1:], strict=True):
+    for low, high in itertools.pairwise(edges):
         share = np.clip(np.minimum(start + patch, high) - np.maximum(start, low), 0, None) * mask
         segments.append(share @ np.where(mask[:, None], x, 0) / share.sum() if share.sum() else np.zeros(x.shape[1]))
     return np.stack([real.mean(0), real.max(0), real.min(0), real.std(0), real[0], real[-1], *segments])
@@ -111,7 +113,7 @@ def test_merged_windows_equal_pooling_once(cuts: tuple[int, ...]) -> None:
         mask[0, :2] = False
         edges = torch.linspace(0, 20, 4, dtype=torch.float64)[None]
         whole.append(pool(x, tokens_of(mask), slots, edges)[0][0])
-        for low, high in zip(cuts[:-1], cuts[1:], strict=True):
+        for low, high in itertools.pairwise(cuts):
             pooled, weight = pool(x[:, low:high], tokens_of(mask[:, low:high]), slots, edges - low)
             parts.append(pooled[0].numpy())
             weights.append(weight[0].numpy())

@@ -31,16 +31,17 @@ def probe(
 ) -> Study:
     """Study encoders on tasks, layer by layer, controls included.
 
-    Encoders and tasks are names, or objects of `load_encoder`, `Classification` and their likes. Further settings are
-    those of a config file (`controls`, `layers`, `folds`, `missing`, `level`, ...). With `out` the study is kept in that
-    folder and resumed from it; without, it lives in a temporary one as long as the result does.
+    Encoders and tasks are names, or objects of `load_encoder`, `Classification` and their likes. Further settings
+    are those of a config file (`controls`, `layers`, `folds`, `missing`, `level`, ...). With `out` the study is kept
+    in that folder and resumed from it; without, it lives in a temporary one as long as the result does.
 
     Raises `SpecError` for a setting that makes no sense, `DataError` and `EncoderError` as loading does.
     """
     named_encoders = {e if isinstance(e, str) else _name(e, "encoder"): e for e in _list(encoders)}
     named_tasks = {t if isinstance(t, str) else _name(t, "task"): t for t in _list(tasks)}
     spec = make_spec(
-        {"name": "study" if out is None else Path(out).name, "encoders": list(named_encoders), "tasks": list(named_tasks),
+        {"name": "study" if out is None else Path(out).name, "encoders": list(named_encoders),
+         "tasks": list(named_tasks),
          "poolings": _list(poolings), "probes": _list(probes), "seeds": _list(seeds)} | settings
     )  # fmt: skip
     folder = Path(tempfile.mkdtemp(prefix="tsprobe-") if out is None else out)

@@ -139,7 +139,7 @@ def embed(
 
 @app.command()
 def doctor() -> None:
-    """Say what is installed, which devices work and whether a model hub is reachable. Exits with 1 if a part is broken."""
+    """Say what is installed, which devices work and whether a model hub is reachable. Exits with 1 if a part fails."""
     from tsprobe.doctor import examine
 
     checks = list(examine())

@@ -14,7 +14,8 @@ from typing import Literal, NamedTuple
 State = Literal["ok", "missing", "off", "broken"]
 
 PACKAGES = {
-    "numpy": "core", "xarray": "core", "zarr": "core: study.zarr", "scikit-learn": "core", "triton": "fused pooling on GPUs",
+    "numpy": "core", "xarray": "core", "zarr": "core: study.zarr", "scikit-learn": "core",
+    "triton": "fused pooling on GPUs",
     "sktime": "real data, raw-signal baselines", "numba": "raw-signal baselines", "gluonts": "forecasting data",
     "mlflow": "tracking", "optuna": "sweeps", "plotly": "the report", "fracast": "the encoder in the quickstart",
     "transformers": 'PatchTST, vision: pip install "tsprobe[models]"',

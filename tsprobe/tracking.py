@@ -62,7 +62,7 @@ def _log(client: Any, experiment: str, study: Study) -> str:
     counts = {f"verdicts.{k}": v for k, v in study.verdicts.verdict.value_counts().items()}
     _batch(client, parent, params, [(key, value, 0) for key, value in (seconds | counts).items()], now)
     by_pair = study.scores.groupby(["encoder", "task"], sort=False)
-    curves = {key: rows for key, rows in study.curves.groupby(["encoder", "task"], sort=False)}
+    curves = dict(list(study.curves.groupby(["encoder", "task"], sort=False)))
     for row in study.verdicts.to_dict("records"):
         key = (row["encoder"], row["task"])
         _log_pair(client, experiment, parent, row, (by_pair.get_group(key), curves[key]), study, now)

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from tsprobe.files import replace_file
 from tsprobe.errors import StorageError
+from tsprobe.files import replace_file
 from tsprobe.pooling import Slots
 
 
@@ -48,7 +48,7 @@ class Features:
     def save(self, path: Path) -> None:
         """Write one file, wholly or not at all."""
         meta = json.dumps({"layers": self.layers, "poolings": self.poolings, "notes": self.notes})
-        arrays = {f"layer{i}": a for i, a in enumerate(self.arrays.values())}
+        arrays: dict[str, Any] = {f"layer{i}": a for i, a in enumerate(self.arrays.values())}
         replace_file(path, lambda handle: np.savez(handle, meta=np.array(meta), **arrays))
 
     @classmethod
@@ -61,4 +61,3 @@ class Features:
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise StorageError(f"{path} is damaged ({error}); remove it and run again") from error
         return cls(arrays, tuple(meta["poolings"]), meta["notes"])
-

@@ -24,9 +24,7 @@ class _AllRead(Exception):
     """Raised inside the pass when the last layer has been read: what follows need not run."""
 
 
-def read_layers(
-    encoder: Encoder, inputs: Inputs, layers: Iterable[str], visit: Callable[[str, Tensor], None]
-) -> None:
+def read_layers(encoder: Encoder, inputs: Inputs, layers: Iterable[str], visit: Callable[[str, Tensor], None]) -> None:
     """Run the encoder once and hand each layer's tokens `[R, T, D]` to `visit` as they appear.
 
     Nothing is kept: a layer's tokens are gone when the pass moves on, unless `visit` keeps them. Layers past the last

@@ -55,7 +55,7 @@ def cut(panel: Panel, facts: Facts, name: str) -> list[Window]:
 
 
 def batches(windows: list[Window], rows: int, pads: bool) -> Iterator[list[int]]:
-    """Indices of the windows of each batch, at most `rows` of them, alike in length (equal where padding is not taken)."""
+    """Indices of the windows of each batch, at most `rows`, alike in length (equal where padding is not taken)."""
     order = sorted(range(len(windows)), key=lambda i: (len(windows[i]), i))
     batch: list[int] = []
     for i in order:

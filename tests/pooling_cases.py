@@ -1,0 +1,73 @@
+"""Shapes and masks chosen to break a fused pooling, and the referee: the definition in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from tsprobe.pooling import Slots
+from tsprobe.pooling.reference import pool as define
+from tsprobe.types import TokenMap
+
+ALL = ("mean", "max", "min", "std", "first", "last", "cls", "segments3")
+# Half types hold x exactly once it is drawn, and all sums are float32: rounding of sums of up to 600 numbers of size 10
+# in float32 is below 4e-6 of the largest; the std of tokens far from 0 is the worst of the slots.
+TOLERANCE = {"rtol": 4e-6, "atol": 4e-6}
+
+
+class Case(NamedTuple):
+    why: str
+    rows: int
+    tokens: int
+    width: int
+    view: Callable[[Tensor], Tensor] = lambda x: x
+
+
+CASES = (
+    Case("one token: std 0, first is last", 1, 1, 8),
+    Case("nothing a power of two, tiles not full", 5, 63, 30),
+    Case("fewer tokens than segments", 3, 2, 7),
+    Case("one dimension", 2, 9, 1),
+    Case("a whole number of tiles, no masks within", 2, 64, 16),
+    Case("many tiles, a last one of a single token", 2, 257, 33),
+    Case("tokens of every second place", 3, 42, 20, lambda x: x[:, ::2]),
+    Case("rows in the middle dimension", 12, 3, 20, lambda x: x.transpose(0, 1)),
+    Case("a slice of the width: tokens are not adjacent", 2, 11, 24, lambda x: x[:, :, 5:18]),
+    Case("one row seen as many: stride 0", 1, 17, 12, lambda x: x.expand(4, -1, -1)),
+    Case("one token seen as many: stride 0", 3, 1, 12, lambda x: x.expand(-1, 21, -1)),
+)
+
+
+def draw(case: Case, dtype: torch.dtype) -> Tensor:
+    generator = torch.Generator().manual_seed(case.tokens)
+    x = torch.randn(case.rows, case.tokens, case.width, generator=generator) * 3 + 5
+    return case.view(x.to(dtype))
+
+
+def ragged(rows: int, tokens: int, kind: str, cls: int = 0) -> TokenMap:
+    """Row 0 has one real token and row 1 none, where there are so many rows; the others as `kind` says."""
+    generator = torch.Generator().manual_seed(7)
+    steps = torch.arange(tokens)
+    mask = {
+        "all": torch.ones(rows, tokens, dtype=torch.bool),
+        "padded": steps <= torch.rand(rows, 1, generator=generator) * tokens,
+        "scattered": torch.rand(rows, tokens, generator=generator) > 0.4,
+    }[kind]
+    if kind != "all" and rows > 1:
+        mask = mask.clone()
+        mask[0] = steps == tokens // 2
+        mask[1] = False
+    start = steps.expand(rows, tokens) * 4
+    return TokenMap(mask, start, start + 4, cls)
+
+
+def borders(rows: int, tokens: int, segments: int = 3) -> Tensor:
+    """Borders that cut through tokens, and begin before the first of them."""
+    return torch.linspace(-1.5, tokens * 4, segments + 1).expand(rows, segments + 1)
+
+
+def referee(x: Tensor, tokens: TokenMap, names: tuple[str, ...], spans: Tensor | None) -> tuple[Tensor, Tensor]:
+    return define(x.double(), tokens, Slots.parse(names), None if spans is None else spans.double())
