@@ -1,0 +1,204 @@
+"""Scores of predictions, all oriented so that higher is better, on the whole sample or on many bootstrap resamples.
+
+Every metric is called as `metric(y, prediction, weights=None)` with predictions `[..., N, K]`: leading axes (layers,
+strengths, encoders) are carried along and never averaged. `weights [R, N]` says how often each sample occurs in each
+of R resamples; the result `[R, ...]` equals the metric of the resampled data, without making copies of it. A score
+that a resample leaves undefined (no label with both classes, no target that varies) is NaN. Arithmetic is float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from tsprobe.errors import DataError, UnknownNameError
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Num
+
+_BLOCK = 32  # resamples whose cumulative weights are held at once
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A score with its name, the kinds of target that it is defined for, and what a blind guess gets."""
+
+    name: str
+    function: Callable[[Tensor, Tensor, Tensor | None], Tensor]
+    kinds: tuple[str, ...]
+    chance: str
+
+    def __call__(
+        self,
+        y: Num[Tensor, "N ..."],
+        prediction: Float[Tensor, "*batch N K"],
+        weights: Num[Tensor, "R N"] | None = None,
+    ) -> Float[Tensor, "*R_batch"]:
+        """The score: shape `[...]`, or `[R, ...]` with weights.
+
+        Raises DataError when the shapes do not fit, a prediction is NaN or a weight is negative.
+        """
+        return self.function(y, prediction, weights)
+
+
+def accuracy(y: Tensor, prediction: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Share of samples whose highest class score is at their class. `y [N]` class indices, `prediction [..., N, C]`."""
+    w, p = _check(y, prediction, weights, classes=True)
+    hits = (p.argmax(-1) == y).double()  # [P, N]
+    return _shape(w @ hits.T / w.sum(1, keepdim=True), prediction, weights)
+
+
+def balanced_accuracy(y: Tensor, prediction: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Mean over the classes that occur of the share found in each. `y [N]` indices, `prediction [..., N, C]`."""
+    w, p = _check(y, prediction, weights, classes=True)
+    hits = (p.argmax(-1) == y).double()  # [P, N]
+    found = w.new_zeros(len(w), len(hits))
+    present = w.new_zeros(len(w), 1)
+    for label in y.unique():
+        rows = y == label
+        size = w[:, rows].sum(1, keepdim=True)
+        found += torch.where(size > 0, w[:, rows] @ hits[:, rows].T / size, 0)
+        present += size > 0
+    return _shape(found / present, prediction, weights)
+
+
+def auroc(y: Tensor, prediction: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Mean over labels of the area under the ROC curve, with ties counted one half.
+
+    `y [N, K]` in {0, 1}, NaN where unknown; `prediction [..., N, K]`. Labels without both classes are left out.
+    The area is the Mann-Whitney statistic over pairs: one sort of the negatives, then cumulative weights.
+    """
+    w, p = _check(y, prediction, weights)
+    total = w.new_zeros(len(w), len(p))
+    count = w.new_zeros(len(w), 1)
+    for k in range(y.shape[1]):
+        positive, negative = y[:, k] == 1, y[:, k] == 0
+        w_pos, w_neg = w[:, positive], w[:, negative]
+        pairs = (w_pos.sum(1) * w_neg.sum(1))[:, None]
+        scores, order = p[:, negative, k].sort(-1)
+        above = p[:, positive, k].contiguous()
+        below = torch.searchsorted(scores, above)  # [P, positives]: how many negatives score less
+        upto = torch.searchsorted(scores, above, right=True)
+        if weights is None:
+            won = (below + upto).sum(-1)[None].double() / 2
+        else:
+            won = torch.cat(
+                [
+                    _pairs_won(a.T, b.T, order, below, upto)
+                    for a, b in zip(w_pos.split(_BLOCK), w_neg.split(_BLOCK), strict=True)
+                ]
+            )
+        total += torch.where(pairs > 0, won / pairs, 0)
+        count += pairs > 0
+    return _shape(total / count, prediction, weights)
+
+
+def _pairs_won(w_pos: Tensor, w_neg: Tensor, order: Tensor, below: Tensor, upto: Tensor) -> Float[Tensor, "R P"]:
+    """Weight of the pairs ranked rightly, ties half: `w_pos [positives, R]`, `w_neg [negatives, R]`."""
+    w_pos, w_neg = w_pos.contiguous(), w_neg.contiguous()  # whole rows are gathered
+    won = []
+    for o, b, u in zip(order, below, upto, strict=True):
+        lower = torch.nn.functional.pad(w_neg[o].cumsum(0), (0, 0, 1, 0))
+        won.append((w_pos * (lower[b] + lower[u])).sum(0) / 2)
+    return torch.stack(won, 1)
+
+
+def r2(y: Tensor, prediction: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Mean over targets of the coefficient of determination. `y [N, K]`, NaN where masked; `prediction [..., N, K]`.
+
+    A target with fewer than two known values, or with equal ones, is left out. Targets are brought to unit range
+    first, so that no scale is too small or too large.
+    """
+    w, p = _check(y, prediction, weights)
+    known = ~y.isnan()
+    y = y.double()
+    low = torch.where(known, y, torch.inf).amin(0)
+    high = torch.where(known, y, -torch.inf).amax(0)
+    middle = low / 2 + high / 2
+    half = torch.where(high > low, high / 2 - low / 2, torch.nan)  # NaN makes a constant target unusable below
+    z = torch.where(known, (y - middle) / half, 0)
+    residual = _weighted_sum(w, torch.where(known, ((p - middle) / half - z).square(), 0))  # [R, P, K]
+    spread = _spread(w, z, known)[:, None]
+    usable = spread > 0
+    score = torch.where(usable, 1 - residual / spread, 0)
+    return _shape(score.sum(-1) / usable.sum(-1), prediction, weights)
+
+
+def _spread(w: Tensor, z: Tensor, known: Tensor) -> Tensor:
+    """Weighted sum of squares about the weighted mean `[R, K]`, exactly 0 where all values drawn are equal."""
+    size, first, second = w @ known.double(), w @ z, w @ z.square()
+    spread = second - torch.where(size > 0, first.square() / size, 0)
+    # The difference of two near numbers is noise; those few are summed anew about their mean.
+    for r, k in (spread <= 1e-9 * second).nonzero().tolist():
+        drawn = (w[r] > 0) & known[:, k]
+        values, counts = z[drawn, k], w[r, drawn]
+        equal = len(values) == 0 or bool(values.min() == values.max())
+        spread[r, k] = 0 if equal else (counts * (values - (counts @ values) / counts.sum()).square()).sum()
+    return spread
+
+
+def neg_rmse(y: Tensor, prediction: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Minus the root mean squared error, averaged over targets. `y [N, K]`, NaN where masked."""
+    w, p = _check(y, prediction, weights)
+    known = ~y.isnan()
+    size = (w @ known.double())[:, None]  # [R, 1, K]
+    squares = _weighted_sum(w, torch.where(known, (p - y).square(), 0))
+    rmse = torch.where(size > 0, (squares / size).sqrt(), 0)
+    return _shape(-rmse.sum(-1) / (size > 0).sum(-1), prediction, weights)
+
+
+def _weighted_sum(w: Tensor, values: Tensor) -> Tensor:
+    """`w [R, N]`, `values [P, N, K]` to `[R, P, K]` by one matrix product."""
+    p, n, k = values.shape
+    return (w @ values.transpose(0, 1).reshape(n, p * k)).view(len(w), p, k)
+
+
+def _check(
+    y: Tensor, prediction: Tensor, weights: Tensor | None, classes: bool = False
+) -> tuple[Float[Tensor, "R N"], Float[Tensor, "P N K"]]:
+    n = len(y)
+    wanted = f"[..., {n}, classes]" if classes else f"[..., {n}, {y.shape[-1]}]"
+    if y.ndim != (1 if classes else 2) or (classes and y.is_floating_point()):
+        due = "class indices [N]" if classes else "[N, K]"
+        raise DataError(f"targets of shape {list(y.shape)} and {y.dtype} where {due} are due")
+    if prediction.ndim < 2 or prediction.shape[-2] != n or not (classes or prediction.shape[-1] == y.shape[-1]):
+        raise DataError(f"predictions of shape {list(prediction.shape)} where {wanted} is due")
+    if n == 0:
+        raise DataError("no samples to score")
+    if prediction.isnan().any():
+        raise DataError("predictions hold NaN; only targets may be masked")
+    if weights is None:
+        w = torch.ones(1, n, dtype=torch.float64, device=y.device)
+    elif weights.ndim != 2 or weights.shape[1] != n or bool((weights < 0).any()):
+        raise DataError(f"weights of shape {list(weights.shape)} where non-negative counts [R, {n}] are due")
+    else:
+        w = weights.double()
+    return w, prediction.double().reshape(-1, n, prediction.shape[-1])
+
+
+def _shape(score: Float[Tensor, "R P"], prediction: Tensor, weights: Tensor | None) -> Tensor:
+    lead = prediction.shape[:-2]
+    return score.view(lead) if weights is None else score.view(len(score), *lead)
+
+
+METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        Metric("accuracy", accuracy, ("classification",), "share of the most frequent class"),
+        Metric("balanced_accuracy", balanced_accuracy, ("classification",), "1 / number of classes"),
+        Metric("auroc", auroc, ("multilabel",), "0.5"),
+        Metric("r2", r2, ("regression", "multilabel"), "0, for the mean of the targets"),
+        Metric("neg_rmse", neg_rmse, ("regression", "multilabel"), "minus the standard deviation of the targets"),
+    )
+}
+
+
+def get_metric(name: str) -> Metric:
+    """The metric of that name; raises UnknownNameError, which suggests near ones."""
+    if name not in METRICS:
+        raise UnknownNameError("metric", name, METRICS)
+    return METRICS[name]
