@@ -51,4 +51,5 @@ class StepsEncoder(Encoder):
         ends = batch.lengths.repeat_interleave(c)[:, None]
         start = (index * PATCH).clamp(min=0).expand(b * c, -1)
         stop = torch.minimum(((index + 1) * PATCH).expand(b * c, -1), ends)
+        stop = torch.where(real, stop, start)  # a masked token covers nothing
         return Inputs({"patches": values}, TokenMap(real, start, torch.maximum(stop, start), cls=0), rows=c)
