@@ -71,7 +71,7 @@ def _context(study: Any) -> dict[str, Any]:
     look = look_of(study)
     notes = text.caveats(verdicts, controls)
     studied = verdicts[~verdicts["encoder"].isin(list(controls))]
-    title, more = text.headline(studied, sum(bool(note) for note in notes))
+    title, more = text.headline(studied, notes.count(text.TWIN_DOES_AS_WELL))
     curves = panels(study, look)
     maps, scale = heat_maps(study)
     maps.sort(key=lambda drawn: list(look).index(drawn["encoder"]))

@@ -105,6 +105,9 @@ def _fact(value: Any, seconds: bool) -> str:
     return ", ".join(_fact(item, seconds) for item in value) if isinstance(value, list) else str(value)
 
 
+TWIN_DOES_AS_WELL = "untrained copy does as well"
+
+
 def caveats(verdicts: pd.DataFrame, controls: Mapping[str, str]) -> list[str]:
     """For each row, what takes the weight off a "hidden": a control that reads out as much at the chosen layer."""
     scores = {(r.encoder, r.task, r.metric): r.chosen_score for r in verdicts.itertuples()}
@@ -116,7 +119,7 @@ def caveats(verdicts: pd.DataFrame, controls: Mapping[str, str]) -> list[str]:
             twin = scores.get((row.encoder + UNTRAINED, row.task, row.metric), math.nan)
             rivals = [scores.get((name, row.task, row.metric), math.nan) for name in baselines]
             if twin >= row.chosen_score:
-                note = "untrained copy does as well"
+                note = TWIN_DOES_AS_WELL
             elif any(rival >= row.chosen_score for rival in rivals):
                 note = "raw-signal baseline does as well"
         notes.append(note)
@@ -126,7 +129,7 @@ def caveats(verdicts: pd.DataFrame, controls: Mapping[str, str]) -> list[str]:
 def headline(verdicts: pd.DataFrame, weak: int) -> tuple[str, list[str]]:
     """One sentence for the whole study and a few more below it, from the verdicts of the studied encoders.
 
-    `weak` is the number of "hidden" rows whose caveat says that a control does as well.
+    `weak` is the number of "hidden" rows in which the untrained copy does as well, so that training has hidden nothing.
     """
     encoders = list(dict.fromkeys(verdicts["encoder"]))
     if not encoders:
@@ -150,7 +153,7 @@ def headline(verdicts: pd.DataFrame, weak: int) -> tuple[str, list[str]]:
         verb = "does" if weak == 1 else "do"
         rest.append(
             f"{weak} of {count(len(hidden), 'hidden verdict')} {verb} not count for much: "
-            "there, an untrained copy or the raw signal reads out just as well."
+            "there, an untrained copy reads out just as well."
         )
     return first, rest
 
