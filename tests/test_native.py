@@ -46,7 +46,9 @@ def test_width_past_a_block(width: int, path: str) -> None:
 
 
 @pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("names", [("mean",), ("max",), ("std",), ("last",), ("cls",), ("segments3",), ("min", "first")])
+@pytest.mark.parametrize(
+    "names", [("mean",), ("max",), ("std",), ("last",), ("cls",), ("segments3",), ("min", "first")]
+)
 def test_each_statistic_alone(names: tuple[str, ...], path: str) -> None:
     x = draw(CASES[1], torch.float32)
     tokens, spans = ragged(5, 63, "scattered", cls=2), borders(5, 63)

@@ -78,7 +78,7 @@ class Pair:
             except StorageError:
                 path.unlink()
         with self.stage(
-            f"{encoder.name} reads {self.task.name} ({split})", len(cut(panel, encoder.facts, ""))
+            f"{encoder.name} reads {self.task.name} ({split})", len(cut(panel, encoder.facts, encoder.name))
         ) as advance:
             features = extract(encoder, panel, self.reading, layers=self.layers, progress=advance)
         features.save(path)
