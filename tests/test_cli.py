@@ -13,8 +13,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from planted import planted_encoder, planted_task
 
 from tsprobe.cli import main
+from tsprobe.embed import embed
 
 TESTS = Path(__file__).parent
 
@@ -138,6 +140,12 @@ def test_embed_writes_what_the_study_reads(tmp_path: Path, capsys: pytest.Captur
     assert list(frame.split) == ["train"] * 40 + ["test"] * 20
     tsprobe("embed", "fracast", task, "--layer", "norm", "--out", tmp_path / "x.parquet")
     np.testing.assert_allclose(pd.read_parquet(tmp_path / "x.parquet")["norm.0"], frame["norm.0"], rtol=1e-6)
+
+
+def test_best_is_the_layer_that_inner_folds_prefer() -> None:
+    layer, vectors = embed(planted_encoder(2), planted_task())
+    assert layer in ("embedding", "block.0", "block.1", "block.2")  # the label is gone after block 2
+    assert vectors["train"].shape == (120, 8)
 
 
 @pytest.mark.parametrize("kind", ["encoders", "tasks", "probes", "poolings", "diagnostics", "recipes"])
