@@ -67,3 +67,11 @@ def planted_task(n: int = 120, seed: int = 0, *, noise_labels: bool = False, nam
 def build() -> nn.Module:
     """For configs: `source: python:planted:build`."""
     return Planted(2)
+
+
+def build_random() -> nn.Module:
+    """Weights from the global generator, as most modules draw them."""
+    module = Planted(None)
+    for block in module.blocks:
+        block.reset_parameters()
+    return module

@@ -150,6 +150,8 @@ def test_finished_cells_are_never_computed_again(tmp_path: Path, monkeypatch: py
     before = (out / "scores.csv").read_bytes()
     victim = next(out.glob("cells/*/*/*knn*.npz"))
     victim.write_bytes(victim.read_bytes()[:100])  # a damaged cell is no cell
+    rest = victim.with_name(".writing-abc")  # as a killed process leaves it
+    rest.write_bytes(b"half")
     computed = []
     compute = Pair._compute
     monkeypatch.setattr(Pair, "_compute", lambda self, *key: computed.append(key) or compute(self, *key))
@@ -157,6 +159,7 @@ def test_finished_cells_are_never_computed_again(tmp_path: Path, monkeypatch: py
     again = tp.probe(planted_encoder(2), planted_task(), **settings)
     assert computed == [("mean", "knn", 0)]
     assert (out / "scores.csv").read_bytes() == before
+    assert not rest.exists()
     pd.testing.assert_frame_equal(first.verdicts, again.verdicts)
 
 
@@ -286,3 +289,25 @@ def test_a_full_disk_is_one_error_and_leaves_finished_cells(tmp_path: Path, monk
 
 def test_provenance_is_json(kept: tp.Study) -> None:
     json.loads((kept.folder / "provenance.json").read_text())
+
+
+def test_a_module_of_the_users_own_by_path_is_the_same_every_time(tmp_path: Path) -> None:
+    """Weights drawn while it is built come from a fixed seed, so that a second run finds its cells."""
+    encoder = {
+        "source": "python:planted:build_random",
+        "name": "mine",
+        "blocks": "blocks.*",
+        "prepare": "bs",
+        "tokens": 8,
+    }
+    task = planted_task()
+    spec = make_spec({"encoders": [encoder], "tasks": [task.name], **QUICK})
+    digests = [
+        run_study(spec, tmp_path / name, tasks={task.name: task}).provenance["encoders"]["mine"]["weights_sha256"]
+        for name in ("one", "two")
+    ]
+    assert digests[0] == digests[1]
+    for wrong in ("python:planted:nothing", "python:nowhere:build", "python:", "python:planted:planted_task"):
+        make = make_spec({"encoders": [{**encoder, "source": wrong}], "tasks": [task.name], **QUICK})
+        with pytest.raises(SpecError, match=r"cannot be found|not a torch.nn.Module"):
+            run_study(make, tmp_path / "wrong", tasks={task.name: task})

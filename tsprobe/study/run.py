@@ -5,8 +5,7 @@ from __future__ import annotations
 import gc
 import shutil
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,30 +13,20 @@ from typing import Any
 import torch
 import yaml
 
-from tsprobe.encoders import load_encoder
-from tsprobe.encoders.base import UNTRAINED, Encoder
-from tsprobe.encoders.baselines import Baseline, load_baseline
+from tsprobe.encoders.base import Encoder
 from tsprobe.errors import DataError, EncoderError, SpecError
 from tsprobe.files import replace_text, safe_name
 from tsprobe.probes import probes_for
 from tsprobe.stats import holm, verdict
 from tsprobe.study import provenance as made_by
+from tsprobe.study.entries import Entry, plan_entries
 from tsprobe.study.pair import Pair
 from tsprobe.study.progress import Stage, silent
 from tsprobe.study.result import DIAGNOSTICS, SCORES, VERDICTS, Study, write_table, write_tree
-from tsprobe.study.spec import EncoderSpec, StudySpec
+from tsprobe.study.spec import StudySpec
 from tsprobe.study.summary import Summary, summarise
 from tsprobe.tasks import load_task
 from tsprobe.tasks.base import Task
-
-
-@dataclass(frozen=True)
-class Entry:
-    """An encoder or a control of the study, loaded when its turn comes, so that one is in memory at a time."""
-
-    name: str
-    role: str  # studied, untrained, baseline or chance
-    load: Callable[[], Encoder | Baseline]
 
 
 def run_study(
@@ -61,7 +50,7 @@ def run_study(
     _sweep(folder)
     device = pick_device(spec.device)
     loaded = _load_tasks(spec, dict(tasks or {}))
-    entries = _entries(spec, dict(encoders or {}), device)
+    entries = plan_entries(spec, dict(encoders or {}))
     replace_text(folder / "spec.yaml", yaml.safe_dump(spec.dump(), sort_keys=False))
     clock["loading"] = time.perf_counter() - begin
 
@@ -69,27 +58,29 @@ def run_study(
     details: list[dict[str, Any]] = []
     facts: dict[str, Any] = {}
     skipped: list[dict[str, str]] = []
-    for entry in entries:
-        begin = time.perf_counter()
-        encoder = entry.load()
-        clock["loading"] += time.perf_counter() - begin
-        for task in loaded.values():
-            pair = Pair(encoder, task, spec, folder, stage)
-            facts.setdefault(entry.name, made_by.describe_encoder(encoder, pair.fingerprint))
-            try:
-                cells = list(pair.cells())
-                detail = pair.details()
-            except (DataError, EncoderError) as error:
-                skipped.append({"encoder": entry.name, "task": task.name, "reason": str(error)})
-                continue
+    with stage(spec.name, len(entries) * len(loaded)) as advance:
+        for entry in entries:
             begin = time.perf_counter()
-            summaries.append(summarise(pair, cells))
-            clock["statistics"] += time.perf_counter() - begin
-            clock["probing"] += sum(cell.seconds for *_, cell in cells)
-            clock["reading"] += sum(part["seconds"] for part in detail["notes"].values())
-            details.append({"node": summaries[-1].node, **detail})
-        del encoder
-        gc.collect()
+            encoder = entry.load(device)
+            clock["loading"] += time.perf_counter() - begin
+            for task in loaded.values():
+                pair = Pair(encoder, task, spec, folder, stage)
+                facts.setdefault(entry.name, made_by.describe_encoder(encoder, pair.fingerprint))
+                try:
+                    cells = list(pair.cells())
+                    detail = pair.details()
+                except (DataError, EncoderError) as error:
+                    skipped.append({"encoder": entry.name, "task": task.name, "reason": str(error)})
+                else:
+                    begin = time.perf_counter()
+                    summaries.append(summarise(pair, cells))
+                    clock["statistics"] += time.perf_counter() - begin
+                    clock["probing"] += sum(cell.seconds for *_, cell in cells)
+                    clock["reading"] += sum(part["seconds"] for part in detail["notes"].values())
+                    details.append({"node": summaries[-1].node, **detail})
+                advance(1)
+            del encoder, pair
+            gc.collect()
     if not summaries:
         raise DataError(f"no encoder could be run on any task: {skipped[0]['reason']}")
     _write(folder, spec, summaries, details)
@@ -130,59 +121,6 @@ def _load_tasks(spec: StudySpec, given: dict[str, Task]) -> dict[str, Task]:
         if missing and spec.missing == "error":
             raise DataError(f"{name}: {missing} values are missing or not finite, and missing values are refused")
     return tasks
-
-
-def _entries(spec: StudySpec, given: dict[str, Encoder], device: str) -> list[Entry]:
-    """Studied encoders, each followed by its untrained copy, then the baselines."""
-    entries: list[Entry] = []
-    for source in spec.encoders:
-        encoder_spec = EncoderSpec(source=source) if isinstance(source, str) else source
-        name = encoder_spec.name or encoder_spec.source
-        if name.startswith("baseline/"):
-            entries.append(Entry(name, "baseline", lambda name=name: load_baseline(name)))  # type: ignore[misc]
-            continue
-        encoder = given.get(name) or _load_encoder(encoder_spec)
-        entries.append(Entry(name, "studied", _named(encoder, name, device)))
-        if "untrained" in spec.controls and not name.endswith(UNTRAINED):
-            entries.append(Entry(name + UNTRAINED, "untrained", _named(encoder.untrained(0), name + UNTRAINED, device)))
-    for control in spec.controls:
-        if control != "untrained":
-            role = "chance" if control == "chance" else "baseline"
-            entries.append(Entry(f"baseline/{control}", role, lambda control=control: load_baseline(control)))  # type: ignore[misc]
-    names = [entry.name for entry in entries]
-    doubled = {name for name in names if names.count(name) > 1}
-    if doubled:
-        raise SpecError(f"{', '.join(sorted(doubled))} would be in the study twice; drop it from encoders or controls")
-    return entries
-
-
-def _named(encoder: Encoder, name: str, device: str) -> Callable[[], Encoder]:
-    def load() -> Encoder:
-        encoder.name = name
-        return encoder.to(device)
-
-    return load
-
-
-def _load_encoder(spec: EncoderSpec) -> Encoder:
-    options = spec.model_dump(exclude={"source"}, exclude_none=True)
-    if spec.source.startswith("python:"):
-        return load_encoder(_build_module(spec.source), **options)
-    return load_encoder(spec.source, **options)
-
-
-def _build_module(source: str) -> torch.nn.Module:
-    """The module that the user's own function `python:package.module:function` builds."""
-    import importlib
-
-    _, module, function = [*source.split(":"), "", ""][:3]
-    try:
-        built = getattr(importlib.import_module(module), function)()
-    except (ImportError, AttributeError, ValueError) as error:
-        raise SpecError(f"{source!r} cannot be built ({error}); write python:package.module:function") from error
-    if not isinstance(built, torch.nn.Module):
-        raise SpecError(f"{source!r} gives a {type(built).__name__}, not a torch.nn.Module")
-    return built
 
 
 def _write(folder: Path, spec: StudySpec, summaries: list[Summary], details: list[dict[str, Any]]) -> None:
