@@ -71,14 +71,15 @@ def _devices() -> Iterator[Check]:
 def _pooling() -> Check:
     import torch
 
-    from tsprobe.pooling import Slots, pool
+    from tsprobe.pooling import Slots, native_state, path_used, pool
     from tsprobe.types import TokenMap
 
     steps = torch.arange(3).expand(1, 3)
     tokens = TokenMap(torch.tensor([[True, True, False]]), steps, steps + 1)
-    pooled, _ = pool(torch.tensor([[[1.0], [3.0], [9.0]]]), tokens, Slots.parse(("mean", "max")))
+    x = torch.tensor([[[1.0], [3.0], [9.0]]])
+    pooled, _ = pool(x, tokens, Slots.parse(("mean", "max")))
     right = pooled.flatten().tolist() == [2.0, 3.0]
-    return Check("pooling", "ok" if right else "broken", "plain torch")
+    return Check("pooling on the CPU", "ok" if right else "broken", f"{path_used(x)} ({native_state()[1]})")
 
 
 def _weights() -> Check:

@@ -10,6 +10,7 @@ import torch
 
 from tsprobe.encoders.base import Encoder
 from tsprobe.encoders.baselines import Baseline
+from tsprobe.pooling import path_used
 from tsprobe.tasks.base import Task
 
 PACKAGES = (
@@ -29,8 +30,10 @@ def versions() -> dict[str, str]:
 
 
 def describe_device(device: str) -> dict[str, Any]:
+    """Where a study ran, and by which path float32 tokens were pooled there."""
     name = torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.machine()
-    return {"device": device, "name": name, "threads": torch.get_num_threads()}
+    pooling = path_used(torch.empty(1, 1, 1, device=device))
+    return {"device": device, "name": name, "threads": torch.get_num_threads(), "pooling": pooling}
 
 
 def describe_encoder(encoder: Encoder | Baseline, fingerprint: str) -> dict[str, Any]:

@@ -1,0 +1,115 @@
+"""Pooling in torch where no compiled path serves: a few tokens at a time, so that what is read stays in the cache."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from tsprobe.pooling.kinds import Kind
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from jaxtyping import Bool, Float
+    from torch import Tensor
+
+VALUES = 1 << 19  # read at a time: two megabytes in float32, shared by the cores
+
+
+def pool(
+    x: Float[Tensor, "R T D"],
+    mask: Bool[Tensor, "R T"],
+    share: Float[Tensor, "R T K"] | None,
+    kinds: Sequence[int],
+    cls: int,
+) -> Float[Tensor, "R P D"]:
+    """Slots of the given kinds (numbers of `Kind`) in float32, for any strides and device."""
+    rows, tokens, width = x.shape
+    out = torch.zeros(rows, len(kinds), width, dtype=torch.float32, device=x.device)
+    if not x.numel():
+        return out
+    step = min(tokens, max(1, VALUES // width))
+    group = max(1, min(rows, VALUES // (tokens * width)))
+    parts = _Parts(x, share, kinds, group, step)
+    for r in range(0, rows, group):
+        for n, t in enumerate(range(0, tokens, step)):
+            parts.read(slice(r, r + group), slice(t, t + step), n, mask[r : r + group, t : t + step])
+    parts.write(out, mask)
+    _copy_single_tokens(x, mask, kinds, cls, out)
+    return out
+
+
+def _copy_single_tokens(x: Tensor, mask: Tensor, kinds: Sequence[int], cls: int, out: Tensor) -> None:
+    real, rows = mask.to(torch.int8), torch.arange(len(x), device=x.device)
+    if Kind.CLS in kinds:
+        out[:, kinds.index(Kind.CLS)] = x[:, cls]
+    if Kind.FIRST in kinds:
+        first = x[rows, real.argmax(1)].to(out.dtype)
+        out[:, kinds.index(Kind.FIRST)] = torch.where(mask.any(1)[:, None], first, 0.0)
+    if Kind.LAST in kinds:
+        last = x[rows, mask.shape[1] - 1 - real.flip(1).argmax(1)].to(out.dtype)
+        out[:, kinds.index(Kind.LAST)] = torch.where(mask.any(1)[:, None], last, 0.0)
+
+
+class _Parts:
+    """Statistics of each part of each row, `[R, N, D]`, which are merged when all are read."""
+
+    def __init__(self, x: Tensor, share: Tensor | None, kinds: Sequence[int], group: int, step: int) -> None:
+        rows, tokens, width = x.shape
+        self.x, self.share, self.kinds = x, share, kinds
+        shape = (rows, (tokens + step - 1) // step, width)
+        like: dict[str, Any] = {"dtype": torch.float32, "device": x.device}
+        # Two buffers for all parts: fresh memory each time would cost more than the arithmetic.
+        self.buffers = torch.empty(2, group * step * width, **like)
+        self.size = torch.zeros(*shape[:2], 1, **like)
+        self.sum, self.m2 = torch.zeros(2, *shape, **like)
+        self.largest = torch.full(shape, float("-inf"), **like) if Kind.MAX in kinds else None
+        self.smallest = torch.full(shape, float("inf"), **like) if Kind.MIN in kinds else None
+        self.segments = None if share is None else torch.zeros(rows, share.shape[2], width, **like)
+
+    def read(self, rows: slice, tokens: slice, n: int, mask: Tensor) -> None:
+        """Take some tokens of some rows, the n-th part of each."""
+        x = self.x[rows, tokens]
+        kept, apart = (buffer[: x.numel()].view(x.shape) for buffer in self.buffers)
+        # Copied though it may be float32 already: a copy reads memory in order, a sum over tokens does not.
+        kept.copy_(x)
+        dropped = None if bool(mask.all()) else ~mask[..., None]
+        size = self.size[rows, n] = mask.sum(1, keepdim=True, dtype=torch.float32)
+        for extreme, reduce, filler in ((self.largest, torch.amax, "-inf"), (self.smallest, torch.amin, "inf")):
+            if extreme is not None:
+                if dropped is not None:
+                    kept.masked_fill_(dropped, float(filler))
+                extreme[rows, n] = reduce(kept, 1)
+        if dropped is not None:
+            kept.masked_fill_(dropped, 0.0)
+        total = self.sum[rows, n] = kept.sum(1)
+        if Kind.STD in self.kinds:
+            torch.sub(kept, (total / size.clamp(min=1))[:, None], out=apart)
+            if dropped is not None:
+                apart.masked_fill_(dropped, 0.0)
+            self.m2[rows, n] = apart.mul_(apart).sum(1)
+        if self.segments is not None and self.share is not None:
+            self.segments[rows] += self.share[rows, tokens].to(torch.float32).transpose(1, 2) @ kept
+
+    def write(self, out: Tensor, mask: Tensor) -> None:
+        """Merge the parts by the parallel variance formula (Chan, Golub and LeVeque 1983), in float64: they are few."""
+        size = self.size.double()
+        count = size.sum(1).clamp(min=1)
+        mean = self.sum.double().sum(1) / count
+        found = {Kind.MEAN: mean}
+        if Kind.STD in self.kinds:
+            apart = torch.where(size > 0, self.sum / size.clamp(min=1) - mean[:, None], 0.0)
+            found[Kind.STD] = ((self.m2 + size * apart.square()).sum(1) / count).sqrt()
+        real = mask.any(1)[:, None]
+        if self.largest is not None:
+            found[Kind.MAX] = torch.where(real, self.largest.amax(1), 0.0)
+        if self.smallest is not None:
+            found[Kind.MIN] = torch.where(real, self.smallest.amin(1), 0.0)
+        for kind, value in found.items():
+            if kind in self.kinds:
+                out[:, self.kinds.index(kind)] = value
+        if self.segments is not None and self.share is not None:
+            steps = self.share.sum(1)[..., None]
+            place = self.kinds.index(Kind.SEGMENT)
+            out[:, place : place + self.segments.shape[1]] = self.segments / torch.where(steps > 0, steps, 1.0)
