@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tsprobe.data.panel import Panel
     from tsprobe.encoders.base import Encoder
 
-ROWS = 32  # rows of a batch: larger ones leave the processor's cache and gain nothing on a CPU
+ROWS = 16  # rows of a batch: larger ones leave the processor's cache and gain little on a CPU
 
 
 @dataclass(frozen=True)

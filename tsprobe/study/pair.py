@@ -123,28 +123,38 @@ class Pair:
     def _compute(self, pooling: str, probe: str, seed: int) -> Cell:
         train, test = self.features
         begin = time.perf_counter()
-        task = self.task
-        metric = get_metric(task.metric)
-        target = Target(task.kind, torch.from_numpy(task.y_train), task.n_classes)
-        folds = torch.from_numpy(task.folds(self.spec.folds, seed))
+        folds = torch.from_numpy(self.task.folds(self.spec.folds, seed))
         rows: dict[str, dict[str, Any]] = {}
         for layers, stack in train.stacks(pooling):  # layers of equal width share one solve
-            x, x_test = torch.from_numpy(stack), torch.from_numpy(np.stack([test.matrix(n, pooling) for n in layers]))
-            readout = get_probe(probe)(x, target, x_test, folds, metric)
-            best = readout.chosen[:, None]
-            strength = torch.tensor(readout.strengths)[readout.chosen]
-            norms = (
-                readout.gradient_norm if readout.gradient_norm is not None else torch.full((len(layers),), torch.nan)
-            )
-            prediction = readout.prediction.cpu().float()
-            score = metric(torch.from_numpy(task.y_test), prediction)
-            for i, layer in enumerate(layers):
-                rows[layer] = {
-                    "inner": float(readout.inner.gather(1, best)[i]), "strength": float(strength[i]),
-                    "score": float(score[i]), "prediction": prediction[i].numpy(), "gradient_norm": float(norms[i]),
-                }  # fmt: skip
+            x_test = np.stack([test.matrix(name, pooling) for name in layers])
+            rows |= self._solve(probe, layers, torch.from_numpy(stack), torch.from_numpy(x_test), folds)
         columns = {k: np.array([rows[layer][k] for layer in train.layers]) for k in rows[train.layers[0]]}
         return Cell(layers=train.layers, seconds=round(time.perf_counter() - begin, 3), **columns)
+
+    def _solve(
+        self, probe: str, layers: tuple[str, ...], x: torch.Tensor, x_test: torch.Tensor, folds: torch.Tensor
+    ) -> dict[str, dict[str, Any]]:
+        """The columns of a cell for layers of equal width: `x [G, N, D]`, `x_test [G, M, D]`, `folds [N]`."""
+        task, metric = self.task, get_metric(self.task.metric)
+        device = "cpu" if isinstance(self.encoder, Baseline) else self.encoder.device
+        target = Target(task.kind, torch.from_numpy(task.y_train), task.n_classes)
+        readout = get_probe(probe)(x.to(device), target, x_test.to(device), folds, metric)
+        chosen = readout.chosen.cpu()
+        inner = readout.inner.cpu().gather(1, chosen[:, None])[:, 0]
+        strength = torch.tensor(readout.strengths)[chosen]
+        norms = torch.full((len(layers),), torch.nan) if readout.gradient_norm is None else readout.gradient_norm.cpu()
+        prediction = readout.prediction.cpu().float()
+        score = metric(torch.from_numpy(task.y_test), prediction)
+        return {
+            layer: {
+                "inner": float(inner[i]),
+                "strength": float(strength[i]),
+                "score": float(score[i]),
+                "prediction": prediction[i].numpy(),
+                "gradient_norm": float(norms[i]),
+            }
+            for i, layer in enumerate(layers)
+        }
 
     def details(self) -> dict[str, Any]:
         """`notes` on what was read, and `diagnostics` by pooling, layer and measure. Kept beside the cells."""

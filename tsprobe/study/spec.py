@@ -54,7 +54,7 @@ class StudySpec(_Frozen):
     folds: int = Field(5, ge=2)
     channels: Literal["concat", "mean"] = "concat"
     missing: Literal["handle", "error"] = "handle"
-    rows: int = Field(32, ge=1)
+    rows: int = Field(16, ge=1)
     device: str = "auto"
     resamples: int = Field(1000, ge=100)
     level: float = Field(0.05, gt=0, lt=1)

@@ -1,0 +1,146 @@
+"""What does reading all layers cost over the bare forward pass of the same model on the same batches?
+
+`python benchmarks/extraction.py` prints a table and rewrites `results/extraction-<device>.md` and `.json`. Rounds of
+the two are interleaved; a ratio is the median over rounds of one round's ratio. "Inside pooling" is the time spent in
+`pool`, over the rest of the pass: it says more than the ratio where two equal passes differ by several percent.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+import tsprobe as tp
+from tsprobe.capture import Reading, extract
+from tsprobe.capture.windows import batches, cut, load
+from tsprobe.data.panel import Panel, as_panel
+from tsprobe.encoders.base import Encoder
+from tsprobe.pooling import path_used
+
+POOLINGS = ("mean", "max", "std", "first", "last")
+RESULTS = Path(__file__).parent / "results"
+
+
+class Patches(nn.Module):
+    """A pre-norm transformer encoder over patches of eight steps."""
+
+    def __init__(self, width: int, blocks: int, heads: int) -> None:
+        super().__init__()
+        self.embed = nn.Linear(8, width)
+        make = lambda: nn.TransformerEncoderLayer(width, heads, 4 * width, batch_first=True, norm_first=True)  # noqa: E731
+        self.blocks = nn.ModuleList(make() for _ in range(blocks))
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # [R, S]
+        x = self.embed(x.unfold(-1, 8, 8))
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x)
+
+
+def chronos_bolt() -> Encoder:
+    """The official architecture at the size of Chronos-Bolt-small, random weights."""
+    from chronos.chronos_bolt import ChronosBoltModelForForecasting
+    from transformers import T5Config
+
+    from tsprobe.encoders.chronos_bolt import ChronosBolt
+
+    patches = {"context_length": 512, "prediction_length": 64, "input_patch_size": 16, "input_patch_stride": 16}
+    more = {"quantiles": [0.1, 0.5, 0.9], "use_reg_token": True}
+    config = T5Config(d_model=512, d_kv=64, d_ff=2048, num_layers=6, num_heads=8, feed_forward_proj="relu")
+    config.chronos_config = patches | more
+    return ChronosBolt("random", ChronosBoltModelForForecasting(config).eval())
+
+
+def cases() -> dict[str, tuple[Encoder, Panel, int]]:
+    """Name to encoder, series and rows of a batch."""
+    torch.manual_seed(0)
+    x = np.random.default_rng(0).standard_normal((64, 1, 4096)).astype(np.float32)
+    plain = tp.load_encoder(
+        Patches(384, 12, 6), blocks="blocks.*", final="norm", prepare="bs", tokens=8, name="patches"
+    )
+    return {
+        "Chronos-Bolt-small, 6 blocks, 33 tokens, d 512, batch 32": (chronos_bolt(), as_panel(x[:, :, :512]), 32),
+        "12 blocks, 512 tokens, d 384, batch 8": (plain, as_panel(x[:16]), 8),
+        "Fracast-0, 10 calls, 2048 tokens, d 64, batch 32": (tp.load_encoder("fracast"), as_panel(x[:32, :, :512]), 32),
+    }
+
+
+def bare(encoder: Encoder, panel: Panel, rows: int) -> float:
+    begin = time.perf_counter()
+    windows = cut(panel, encoder.facts, encoder.name)
+    with torch.inference_mode():
+        for batch in batches(windows, rows, encoder.facts.pads):
+            picked = [windows[i] for i in batch]
+            encoder.run(encoder.prepare(load(panel, picked, keep_missing=encoder.facts.masks_missing)))
+    return time.perf_counter() - begin
+
+
+def read(encoder: Encoder, panel: Panel, rows: int) -> tuple[float, float]:
+    """Seconds of the extraction, and of those the seconds inside pooling."""
+    import sys
+
+    module = sys.modules["tsprobe.capture.extract"]
+    inside, pool = 0.0, module.pool
+
+    def timed(*arguments: Any) -> Any:
+        nonlocal inside
+        begin = time.perf_counter()
+        try:
+            return pool(*arguments)
+        finally:
+            inside += time.perf_counter() - begin
+
+    module.pool = timed  # type: ignore[attr-defined]
+    try:
+        begin = time.perf_counter()
+        extract(encoder, panel, Reading(POOLINGS, rows=rows))
+        return time.perf_counter() - begin, inside
+    finally:
+        module.pool = pool  # type: ignore[attr-defined]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=9)
+    rounds = parser.parse_args().rounds
+    rows = []
+    for name, (encoder, panel, size) in cases().items():
+        bare(encoder, panel, size), read(encoder, panel, size)  # warm
+        ratios, shares, seconds = [], [], []
+        for _ in range(rounds):
+            without = bare(encoder, panel, size)
+            whole, inside = read(encoder, panel, size)
+            ratios.append(whole / without)
+            shares.append(inside / (whole - inside))
+            seconds.append(without)
+        low, _, high = statistics.quantiles(ratios, n=4)
+        rows.append(
+            {"case": name, "bare_seconds": statistics.median(seconds), "ratio": statistics.median(ratios),
+             "ratio_quartiles": [low, high], "inside_pooling": statistics.median(shares)}
+        )  # fmt: skip
+    path = path_used(torch.empty(1, 1, 1))
+    head = f"torch {torch.__version__}, {torch.get_num_threads()} threads, float32, pooling: {path}, {rounds} rounds"
+    table = ["| case | bare pass | all layers, five statistics, over bare | inside pooling |", "|---|---|---|---|"]
+    table += [
+        f"| {r['case']} | {r['bare_seconds']:.2f} s | {r['ratio']:.3f} ({r['ratio_quartiles'][0]:.3f} to "
+        f"{r['ratio_quartiles'][1]:.3f}) | {r['inside_pooling']:.2%} |"
+        for r in rows
+    ]
+    text = "\n".join(["# Reading all layers over the bare forward pass", "", head, "", *table, ""])
+    print(text)
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "extraction-cpu.md").write_text(text)
+    (RESULTS / "extraction-cpu.json").write_text(json.dumps({"head": head, "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
