@@ -18,7 +18,7 @@ from tsprobe.study import make_spec, read_spec, run_study
 from tsprobe.study.pair import Pair
 from tsprobe.study.result import DIAGNOSTICS, SCORES, VERDICTS
 
-QUICK = {"controls": (), "resamples": 200}
+QUICK = {"controls": (), "resamples": 200, "tracking": {"enabled": False}}
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> tp.Study:
         [planted_encoder(2), planted_encoder(None, "open")],
         [planted_task(name="a/b"), planted_task(seed=1, name="../c")],
         poolings=("mean", "std"), probes=("ridge", "knn"), seeds=(0, 1), controls=("untrained", "chance"),
-        resamples=300, out=tmp_path_factory.mktemp("kept") / "study",
+        resamples=300, tracking={"enabled": False}, out=tmp_path_factory.mktemp("kept") / "study",
     )  # fmt: skip
 
 

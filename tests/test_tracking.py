@@ -23,13 +23,12 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> tp.Study:
 def test_layers_are_steps_and_everything_is_there(study: tp.Study) -> None:
     from mlflow.tracking import MlflowClient
 
-    parent = log_study(study)
     assert (study.folder.parent / "mlflow.db").exists()
     client = MlflowClient(default_uri(study.folder))
     experiment = client.get_experiment_by_name("tsprobe")
     runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
     assert set(runs) == {"study", "planted on planted-task", "planted@untrained on planted-task"}
-    child = runs["planted on planted-task"]
+    child, parent = runs["planted on planted-task"], runs["study"].info.run_id
     assert child.data.tags["mlflow.parentRunId"] == parent
     assert child.data.params["verdict"] == "hidden"
     curve = client.get_metric_history(child.info.run_id, "accuracy")
@@ -47,6 +46,15 @@ def test_a_store_that_cannot_be_reached_is_one_error(study: tp.Study, monkeypatc
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(TrackingError, match=r"cannot log to http://127.0.0.1:9"):
         log_study(study, "http://127.0.0.1:9")
+
+
+@pytest.mark.filterwarnings("default")
+def test_python_keeps_the_study_and_warns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    settings = {"controls": (), "resamples": 100, "tracking": {"uri": "http://127.0.0.1:9"}, "out": tmp_path / "out"}
+    with pytest.warns(UserWarning, match="cannot log to .*; the study is kept in"):
+        study = tp.probe(planted_encoder(2), planted_task(), **settings)
+    assert study.verdicts.verdict[0] == "hidden"
 
 
 @pytest.mark.filterwarnings("default")

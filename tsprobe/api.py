@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import warnings
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tsprobe.encoders.base import Encoder
-from tsprobe.errors import SpecError
-from tsprobe.study import Study, make_spec, run_study
+from tsprobe.errors import MissingPackageError, SpecError
+from tsprobe.study import Study, StudySpec, make_spec, run_study
 from tsprobe.study.progress import bars
 from tsprobe.tasks.base import Task
+from tsprobe.tracking import TrackingError, log_study
 
 if TYPE_CHECKING:
     from torch import nn
@@ -33,7 +35,8 @@ def probe(
 
     Encoders and tasks are names, or objects of `load_encoder`, `Classification` and their likes. Further settings
     are those of a config file (`controls`, `layers`, `folds`, `missing`, `level`, ...). With `out` the study is kept
-    in that folder and resumed from it; without, it lives in a temporary one as long as the result does.
+    in that folder with its report, resumed from it and logged to MLflow (`tracking={"enabled": False}` for none, or
+    `{"uri": ...}`); without, it lives in a temporary one as long as the result does.
 
     Raises `SpecError` for a setting that makes no sense, `DataError` and `EncoderError` as loading does.
     """
@@ -60,7 +63,17 @@ def probe(
         weakref.finalize(study, shutil.rmtree, folder, ignore_errors=True)
     else:
         study.report(folder / "report.html")
+        _track(study, spec)
     return study
+
+
+def _track(study: Study, spec: StudySpec) -> None:
+    """Log a kept study. A store that is gone costs a warning, not the study."""
+    if spec.tracking.enabled:
+        try:
+            log_study(study, spec.tracking.uri, spec.tracking.experiment)
+        except (TrackingError, MissingPackageError) as error:
+            warnings.warn(f"{error}; the study is kept in {study.folder}", stacklevel=3)
 
 
 def _list(value: Any) -> list[Any]:
