@@ -1,8 +1,27 @@
-"""Triton's kernels run in its interpreter where there is no GPU; it looks at this once, when it is first imported."""
+"""Shared fixtures, and Triton's interpreter where there is no GPU: triton looks at the setting when it is imported."""
 
 import os
 
+import pytest
 import torch
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
+
+
+@pytest.fixture(scope="module")
+def zoo(tmp_path_factory):
+    """Small models of the official architectures, in folders that their own `save_pretrained` wrote."""
+    from official import save_all  # imports the model packages, which few tests need
+
+    return save_all(tmp_path_factory.mktemp)
+
+
+@pytest.fixture(scope="module")
+def encoders(zoo):
+    """Those models loaded through tsprobe."""
+    from official import FAMILIES
+
+    from tsprobe.encoders import load_encoder
+
+    return {family: load_encoder(f"{family}:{zoo.folders[family]}") for family in FAMILIES}

@@ -19,24 +19,12 @@ from official import (
     patchtst,
     read,
     save,
-    save_all,
     series,
 )
 
 from tsprobe.encoders import load_encoder
 from tsprobe.errors import EncoderError
 from tsprobe.testing import check_encoder
-
-
-@pytest.fixture(scope="module")
-def zoo(tmp_path_factory):
-    return save_all(tmp_path_factory.mktemp)
-
-
-@pytest.fixture(scope="module")
-def encoders(zoo):
-    return {family: load_encoder(f"{family}:{zoo.folders[family]}") for family in FAMILIES}
-
 
 CASES = {
     "equal": series(40, 40),

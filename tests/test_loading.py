@@ -13,22 +13,11 @@ import torch
 from official import (
     FAMILIES,
     WIDTH,
-    save_all,
 )
 from safetensors.torch import load_file, save_file
 
 from tsprobe.encoders import list_encoders, load_encoder, registry
 from tsprobe.errors import EncoderError, MissingPackageError, TsprobeError
-
-
-@pytest.fixture(scope="module")
-def zoo(tmp_path_factory):
-    return save_all(tmp_path_factory.mktemp)
-
-
-@pytest.fixture(scope="module")
-def encoders(zoo):
-    return {family: load_encoder(f"{family}:{zoo.folders[family]}") for family in FAMILIES}
 
 
 def copy_of(folder, tmp_path, change=None, config=None):

@@ -13,6 +13,7 @@ import torch
 from planted import planted_encoder, planted_task
 
 import tsprobe as tp
+from tsprobe.encoders.baselines import Chance
 from tsprobe.errors import DataError, SpecError, StorageError
 from tsprobe.study import make_spec, read_spec, run_study
 from tsprobe.study.pair import Pair
@@ -312,3 +313,17 @@ def test_a_module_of_the_users_own_by_path_is_the_same_every_time(tmp_path: Path
         make = make_spec({"encoders": [{**encoder, "source": wrong}], "tasks": [task.name], **QUICK})
         with pytest.raises(SpecError, match=r"cannot be found|not a torch.nn.Module"):
             run_study(make, tmp_path / "wrong", tasks={task.name: task})
+
+
+def test_tasks_with_the_same_series_share_features_and_the_weights_are_hashed_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    task = planted_task()
+    flipped = tp.Classification("flipped", train=(task.train, 1 - task.y_train), test=(task.test, 1 - task.y_test))
+    encoder = planted_encoder(2)
+    calls: list[str] = []
+    for owner, name in ((Chance, "features"), (type(encoder), "fingerprint")):
+        original = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *a, original=original, name=name: calls.append(name) or original(*a))
+    tp.probe(encoder, [task, flipped], **QUICK | {"controls": ("chance",)})
+    assert sorted(calls) == ["features", "fingerprint"]

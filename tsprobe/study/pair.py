@@ -37,14 +37,11 @@ class Pair:
     """An encoder and a task within a study's folder."""
 
     encoder: Encoder | Baseline
+    fingerprint: str  # the encoder's; hashing its weights once serves all tasks
     task: Task
     spec: StudySpec
     folder: Path
     stage: Stage
-
-    @cached_property
-    def fingerprint(self) -> str:
-        return self.encoder.fingerprint()
 
     @property
     def reading(self) -> Reading:
@@ -72,27 +69,31 @@ class Pair:
     def _encoder_features(self, encoder: Encoder, split: str) -> Features:
         panel: Panel = getattr(self.task, split)
         path = self._feature_path(panel.fingerprint())
-        if path.exists():
-            try:
-                return Features.load(path)
-            except StorageError:
-                path.unlink()
-        with self.stage(
-            f"{encoder.name} reads {self.task.name} ({split})", len(cut(panel, encoder.facts, encoder.name))
-        ) as advance:
-            features = extract(encoder, panel, self.reading, layers=self.layers, progress=advance)
-        features.save(path)
+        features = _kept(path)
+        if features is None:
+            windows = len(cut(panel, encoder.facts, encoder.name))
+            with self.stage(f"{encoder.name} reads {self.task.name} ({split})", windows) as advance:
+                features = extract(encoder, panel, self.reading, layers=self.layers, progress=advance)
+            features.save(path)
         return features
 
     def _baseline_features(self, baseline: Baseline) -> tuple[Features, Features]:
-        begin = time.perf_counter()
-        train, test = ([interpolate(s) for s in panel.series] for panel in (self.task.train, self.task.test))
-        with self.stage(f"{baseline.name} reads {self.task.name}", 1):
-            matrices = baseline.features(train, test)
-        seconds = round(time.perf_counter() - begin, 3)
-        notes = {"seconds": seconds, "missing_values": 0, "missing_handling": "interpolated"}
-        train_features, test_features = (Features({LAYER: m[:, None]}, ("mean",), notes) for m in matrices)
-        return train_features, test_features
+        """A baseline is fitted on the training series, so that both parts depend on both panels."""
+        panels = self.task.train, self.task.test
+        both = "".join(panel.fingerprint() for panel in panels)
+        paths = [self._feature_path(split + both) for split in ("train", "test")]
+        train, test = map(_kept, paths)
+        if train is None or test is None:
+            begin = time.perf_counter()
+            series = ([interpolate(s) for s in panel.series] for panel in panels)
+            with self.stage(f"{baseline.name} reads {self.task.name}", 1):
+                matrices = baseline.features(*series)
+            seconds = round(time.perf_counter() - begin, 3)
+            notes = {"seconds": seconds, "missing_values": 0, "missing_handling": "interpolated"}
+            train, test = (Features({LAYER: m[:, None]}, ("mean",), notes) for m in matrices)
+            for features, path in zip((train, test), paths, strict=True):
+                features.save(path)
+        return train, test
 
     def _feature_path(self, fingerprint: str) -> Path:
         key = json.dumps([fingerprint, self.fingerprint, repr(self.reading), self.spec.layers])
@@ -179,3 +180,13 @@ class Pair:
             x = {layer: torch.from_numpy(train.matrix(layer, pooling)[some]) for layer in train.layers}
             values[pooling] = {layer: measure(value, x[self.encoder.final]) for layer, value in x.items()}
         return values
+
+
+def _kept(path: Path) -> Features | None:
+    """The features of an earlier run or of another task with the same series; a damaged file is removed."""
+    if path.exists():
+        try:
+            return Features.load(path)
+        except StorageError:
+            path.unlink()
+    return None

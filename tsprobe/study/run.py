@@ -62,10 +62,11 @@ def run_study(
         for entry in entries:
             begin = time.perf_counter()
             encoder = entry.load(device)
+            fingerprint = encoder.fingerprint()
+            facts[entry.name] = made_by.describe_encoder(encoder, fingerprint)
             clock["loading"] += time.perf_counter() - begin
             for task in loaded.values():
-                pair = Pair(encoder, task, spec, folder, stage)
-                facts.setdefault(entry.name, made_by.describe_encoder(encoder, pair.fingerprint))
+                pair = Pair(encoder, fingerprint, task, spec, folder, stage)
                 try:
                     cells = list(pair.cells())
                     detail = pair.details()
