@@ -1,4 +1,4 @@
-"""Hooks, windows, features and files."""
+"""Hooks, windows, the stream of features, and files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from toys import PATCH, StepsEncoder
 
-from tsprobe.capture import Features, Reading, extract, read_layers
+from tsprobe.capture import Reading, extract, read_layers
 from tsprobe.capture.windows import batches, cut, interpolate, load
 from tsprobe.data.panel import as_panel
 from tsprobe.encoders.base import Facts, Tap
@@ -127,7 +127,7 @@ def test_an_encoder_that_cannot_mask_never_sees_padding() -> None:
     encoder = StepsEncoder(pads=False)
     windows = cut(as_panel([np.zeros((1, s)) for s in (8, 4, 8, 4, 4)]), encoder.facts, "toy")
     grouped = list(batches(windows, rows=2, pads=False))
-    assert [[len(windows[i]) for i in batch] for batch in grouped] == [[4, 4], [4], [8, 8]]
+    assert [[len(windows[i]) for i in batch] for batch in grouped] == [[4, 4], [8, 8], [4]]
 
 
 def test_channels_stand_side_by_side_or_are_averaged() -> None:
@@ -181,19 +181,6 @@ def test_values_that_are_not_finite_name_the_layer_and_the_series() -> None:
     encoder.module.blocks[1].forward = lambda x: x / (x.abs() > 1e9)  # type: ignore[method-assign]
     with pytest.raises(EncoderError, match=r"layer 'block.1' gives values that are not finite for 5 of 5"):
         extract(encoder, as_panel(panel()))
-
-
-def test_features_survive_a_file_and_a_damaged_one_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "deep" / "features.npz"
-    features = extract(StepsEncoder(), as_panel(panel()), Reading(ALL))
-    features.save(path)
-    again = Features.load(path)
-    assert again.layers == features.layers
-    assert again.notes == features.notes
-    np.testing.assert_array_equal(again.matrix("block.1", "segments2"), features.matrix("block.1", "segments2"))
-    path.write_bytes(path.read_bytes()[:-200])
-    with pytest.raises(StorageError, match=r"features.npz is damaged"):
-        Features.load(path)
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_rest(tmp_path: Path) -> None:

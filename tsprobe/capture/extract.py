@@ -1,38 +1,23 @@
-"""One forward pass over a panel: every layer, every pooling."""
+"""Pooled features of a whole panel, in memory or kept on disk."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from tsprobe.capture.features import Features
-from tsprobe.capture.hooks import read_layers
-from tsprobe.capture.windows import Window, batches, cut, load
-from tsprobe.errors import DataError, EncoderError, UnknownNameError
-from tsprobe.pooling import Slots, merge_windows, pool
+from tsprobe.capture.reading import Reading, stream
+from tsprobe.capture.store import FeatureStore
+from tsprobe.capture.windows import cut
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from tsprobe.data.panel import Panel
     from tsprobe.encoders.base import Encoder
-
-ROWS = 16  # rows of a batch: larger ones leave the processor's cache and gain little on a CPU
-
-
-@dataclass(frozen=True)
-class Reading:
-    """How a panel is read: which poolings, how channels join, what is done about missing values."""
-
-    poolings: tuple[str, ...] = ("mean",)
-    channels: Literal["concat", "mean"] = "concat"
-    missing: Literal["handle", "error"] = "handle"
-    rows: int = ROWS
 
 
 def extract(
@@ -42,94 +27,61 @@ def extract(
     *,
     layers: Sequence[str] | None = None,
     progress: Callable[[int], None] | None = None,
+    store: Path | None = None,
 ) -> Features:
-    """Pooled features `[N, P, D]` of each layer, from one pass over the panel.
+    """Pooled features `[N, P, D]` of each layer, from one pass over the panel; see `stream` for what is raised.
 
-    Series longer than the context are read in windows and merged as if pooled once. Missing values are masked where
-    the encoder can and interpolated otherwise, and counted in the notes; with `missing="error"` they are refused.
-    `progress` is called with the number of windows done. Raises `DataError` for series that the encoder cannot take
-    and `EncoderError` for a layer that gives a value that is not finite.
+    Missing values are masked where the encoder can and interpolated otherwise, and counted in the notes; with
+    `missing="error"` they are refused. `progress` is called with the number of windows read.
+
+    With a `store`, a folder that belongs to this encoder, panel and reading, features are written there as they come
+    and memory does not grow with N; series that an earlier, killed process has left there are not read again, though
+    their windows count as progress. Raises `StorageError` where the disk refuses; what was written before stays.
     """
     reading = reading or Reading()
-    names = tuple(layers) if layers is not None else tuple(encoder.taps)
-    for name in names:
-        if name not in encoder.taps:
-            raise UnknownNameError(f"layer of {encoder.name}", name, encoder.taps)
-    slots = Slots.parse(reading.poolings)
-    notes = _notes(encoder, panel, reading)
-    windows = cut(panel, encoder.facts, encoder.name)
-    notes["windows"] = len(windows)
+    if store is not None:
+        return _extract_to(store, encoder, panel, reading, layers, progress)
     begin = time.perf_counter()
-    kept: dict[str, list[Any]] = {name: [None] * len(windows) for name in names}
-    for batch in batches(windows, max(1, reading.rows // panel.channels), encoder.facts.pads):
-        pooled = _read_batch(encoder, panel, [windows[i] for i in batch], names, slots)
-        for name in names:
-            for j, i in enumerate(batch):
-                kept[name][i] = pooled[name][j]
-        if progress is not None:
-            progress(len(batch))
-    owner = np.array([w.series for w in windows])
-    arrays = {}
-    for name in names:
-        arrays[name] = _join(np.stack(kept.pop(name)), owner, slots, reading.channels)
-        _check_finite(arrays[name], encoder.name, name)
-    notes["seconds"] = round(time.perf_counter() - begin, 3)
-    return Features(arrays, slots.names, notes)
+    arrays: dict[str, np.ndarray] = {}
+    forward = 0.0
+    with closing(stream(encoder, panel, reading, layers=layers, progress=progress)) as blocks:
+        for block in blocks:
+            for name, array in block.arrays.items():
+                if name not in arrays:
+                    arrays[name] = np.empty((len(panel), *array.shape[1:]), np.float32)
+                arrays[name][block.index] = array
+            forward += block.forward
+    seconds = {"seconds": round(time.perf_counter() - begin, 3), "forward_seconds": round(forward, 3)}
+    return Features(arrays, tuple(reading.poolings), describe(encoder, panel) | seconds)
 
 
-def _read_batch(
-    encoder: Encoder, panel: Panel, windows: list[Window], names: Sequence[str], slots: Slots
-) -> dict[str, np.ndarray]:
-    """Pooled slots of each layer, `[B, rows, P, D + 1]`: behind the D dimensions stands the weight of the slot."""
-    batch = load(panel, windows, keep_missing=encoder.facts.masks_missing).to(encoder.device)
-    pooled: dict[str, Tensor] = {}
-    with torch.inference_mode():
-        inputs = encoder.prepare(batch)
-        spans = _spans(panel, windows, slots.segments, inputs.rows).to(encoder.device) if slots.segments else None
-
-        def visit(name: str, x: Tensor) -> None:
-            tokens = inputs.tokens_of(name)
-            if x.shape[:2] != tokens.mask.shape:
-                raise EncoderError(
-                    f"{encoder.name}: layer {name!r} has {x.shape[0]} rows of {x.shape[1]} tokens, its token map "
-                    f"{tokens.mask.shape[0]} of {tokens.mask.shape[1]}"
-                )
-            value, weight = pool(x, tokens, slots, spans)
-            pooled[name] = torch.cat([value, weight[..., None]], -1)
-
-        read_layers(encoder, inputs, names, visit)
-    shape = (len(windows), inputs.rows)
-    return {name: value.cpu().numpy().reshape(*shape, *value.shape[1:]) for name, value in pooled.items()}
+def _extract_to(
+    path: Path,
+    encoder: Encoder,
+    panel: Panel,
+    reading: Reading,
+    layers: Sequence[str] | None,
+    progress: Callable[[int], None] | None,
+) -> Features:
+    notes = describe(encoder, panel)  # raises for series that the encoder cannot take, before there is a folder
+    names = tuple(layers) if layers is not None else tuple(encoder.taps)
+    with FeatureStore(path, len(panel), names, reading.poolings) as kept:
+        done = kept.done
+        if progress is not None and done.any():
+            progress(sum(bool(done[w.series]) for w in cut(panel, encoder.facts, encoder.name)))
+        with closing(stream(encoder, panel, reading, layers=names, done=done, progress=progress)) as blocks:
+            for block in blocks:
+                kept.add(block)
+        kept.finish(notes | {"seconds": round(kept.seconds, 3), "forward_seconds": round(kept.forward, 3)})
+    return Features.load(path, check=False)
 
 
-def _spans(panel: Panel, windows: list[Window], segments: int, rows: int) -> Tensor:
-    """Borders of the K equal spans of each whole series, in steps of its window: `[R, K + 1]`."""
-    lengths = torch.tensor([float(panel.lengths[w.series]) for w in windows])
-    starts = torch.tensor([float(w.start) for w in windows])
-    borders = lengths[:, None] * torch.linspace(0, 1, segments + 1) - starts[:, None]
-    return borders.repeat_interleave(rows, 0)
-
-
-def _join(pooled: np.ndarray, owner: np.ndarray, slots: Slots, channels: str) -> np.ndarray:
-    """Windows `[W, rows, P, D + 1]` to series `[N, P, D]`: windows of a channel are merged, then channels joined."""
-    value, weight = pooled[..., :-1], pooled[..., -1]
-    merged = [merge_windows(value[:, c], weight[:, c], owner, slots) for c in range(value.shape[1])]
-    joined = np.concatenate(merged, axis=-1) if channels == "concat" else np.mean(merged, axis=0)
-    return np.ascontiguousarray(joined, dtype=np.float32)
-
-
-def _notes(encoder: Encoder, panel: Panel, reading: Reading) -> dict[str, Any]:
-    missing = panel.missing
-    if missing and reading.missing == "error":
-        raise DataError(f"{missing} values are missing or not finite, and missing values are set to be an error")
+def describe(encoder: Encoder, panel: Panel) -> dict[str, Any]:
+    """Notes on what reading this panel means: series, windows, and what is done about missing values."""
     handling = "masked" if encoder.facts.masks_missing else "interpolated"
-    return {"series": len(panel), "missing_values": missing, "missing_handling": handling if missing else "none"}
-
-
-def _check_finite(array: np.ndarray, encoder: str, layer: str) -> None:
-    if not np.isfinite(array).all():
-        bad = np.flatnonzero(~np.isfinite(array).all(axis=(1, 2)))
-        raise EncoderError(
-            f"{encoder}: layer {layer!r} gives values that are not finite for {len(bad)} of {len(array)} series "
-            f"(first: series {bad[0]})"
-        )
+    return {
+        "series": len(panel),
+        "missing_values": panel.missing,
+        "missing_handling": handling if panel.missing else "none",
+        "windows": len(cut(panel, encoder.facts, encoder.name)),
+    }

@@ -1,19 +1,19 @@
-"""Pooled features of every layer, and the file that keeps them."""
+"""Pooled features of every layer, in memory or on disk."""
 
 from __future__ import annotations
 
-import json
-import zipfile
-import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tsprobe.errors import StorageError
-from tsprobe.files import replace_file
+from tsprobe.capture.reading import Block
+from tsprobe.capture.store import FeatureStore, StoredArrays
 from tsprobe.pooling import Slots
+
+IN_MEMORY = 64 << 20  # bytes: features that are smaller are read whole, others a layer at a time when they are needed
 
 
 @dataclass(frozen=True)
@@ -21,10 +21,11 @@ class Features:
     """`arrays[layer]` is `[N, P, D]` in float32, P slots as `Slots` lays them out; D may differ between layers.
 
     With channels read one by one, D is the channels' widths side by side. `notes` counts what was done on the way
-    (missing values, windows, seconds).
+    (missing values, windows, seconds). Where the arrays are `StoredArrays`, each is read from the disk when it is
+    asked for, and `StorageError` is raised for damage.
     """
 
-    arrays: dict[str, np.ndarray]
+    arrays: Mapping[str, np.ndarray]
     poolings: tuple[str, ...]
     notes: dict[str, Any]
 
@@ -35,29 +36,50 @@ class Features:
     def matrix(self, layer: str, pooling: str) -> np.ndarray:
         """`[N, D]` for one pooling (`[N, K D]` for K segments)."""
         place = Slots.parse(self.poolings).places[pooling]
-        array = self.arrays[layer][:, place]
+        if isinstance(self.arrays, StoredArrays):
+            array = self.arrays.part(layer, place)
+        else:
+            array = self.arrays[layer][:, place]
         return array.reshape(len(array), -1)
 
     def stacks(self, pooling: str) -> list[tuple[tuple[str, ...], np.ndarray]]:
-        """Layers of equal width together: pairs of layer names and `[G, N, D]`, so that they share one solve."""
+        """Layers of equal width together: pairs of layer names and `[G, N, D]`, so that they share one solve.
+
+        Other poolings are in memory for one layer at most.
+        """
         by_width: dict[int, list[str]] = {}
         for layer in self.arrays:
-            by_width.setdefault(self.matrix(layer, pooling).shape[1], []).append(layer)
-        return [(tuple(g), np.stack([self.matrix(layer, pooling) for layer in g])) for g in by_width.values()]
+            by_width.setdefault(self._width(layer), []).append(layer)
+        stacks = []
+        for layers in by_width.values():
+            first = self.matrix(layers[0], pooling)
+            stack = np.empty((len(layers), *first.shape), first.dtype)
+            stack[0] = first
+            for i, layer in enumerate(layers[1:], 1):
+                stack[i] = self.matrix(layer, pooling)
+            stacks.append((tuple(layers), stack))
+        return stacks
+
+    def _width(self, layer: str) -> int:
+        return self.arrays.width(layer) if isinstance(self.arrays, StoredArrays) else self.arrays[layer].shape[-1]
 
     def save(self, path: Path) -> None:
-        """Write one file, wholly or not at all."""
-        meta = json.dumps({"layers": self.layers, "poolings": self.poolings, "notes": self.notes})
-        arrays: dict[str, Any] = {f"layer{i}": a for i, a in enumerate(self.arrays.values())}
-        replace_file(path, lambda handle: np.savez(handle, meta=np.array(meta), **arrays))
+        """Write a store (a folder) in place of one that lies there; it counts when it is whole."""
+        n = len(self.arrays[self.layers[0]])
+        with FeatureStore(path, n, self.layers, self.poolings, fresh=True) as store:
+            store.add(Block(np.arange(n), dict(self.arrays)))
+            store.finish(self.notes)
 
     @classmethod
-    def load(cls, path: Path) -> Features:
-        """Read a saved file. Raises `StorageError` for one that is damaged."""
-        try:
-            with path.open("rb") as handle, np.load(handle, allow_pickle=False) as data:
-                meta = json.loads(str(data["meta"]))
-                arrays = {layer: data[f"layer{i}"] for i, layer in enumerate(meta["layers"])}
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-            raise StorageError(f"{path} is damaged ({error}); remove it and run again") from error
-        return cls(arrays, tuple(meta["poolings"]), meta["notes"])
+    def load(cls, path: Path, *, check: bool = True) -> Features:
+        """Read a store. Raises `DamagedError` for one that is damaged or not finished.
+
+        Large ones are read when they are needed; `check` reads them once for damage.
+        """
+        stored = StoredArrays(path)
+        arrays: Mapping[str, np.ndarray] = stored
+        if stored.nbytes <= IN_MEMORY:
+            arrays = stored.load()
+        elif check:
+            stored.check()
+        return cls(arrays, tuple(stored.attrs["poolings"]), stored.attrs["notes"])

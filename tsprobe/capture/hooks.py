@@ -57,14 +57,13 @@ def read_layers(encoder: Encoder, inputs: Inputs, layers: Iterable[str], visit: 
 @contextmanager
 def _hooks(encoder: Encoder, wanted: dict[str, Tap], hand_over: Callable[[str, Any], None]) -> Iterator[None]:
     """Hooks on the tapped modules, removed when the pass ends, however it ends."""
-    modules = dict(encoder.module.named_modules())
     by_place: dict[tuple[str, str], dict[int, list[str]]] = defaultdict(lambda: defaultdict(list))
     for name, tap in wanted.items():
         by_place[tap.path, tap.side][tap.call].append(name)
     handles = []
     try:
         for (path, side), by_call in by_place.items():
-            handles.append(_hook(modules[path], side, by_call, hand_over))
+            handles.append(_hook(encoder.module.get_submodule(path), side, by_call, hand_over))
         yield
     finally:
         for handle in handles:

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from tsprobe.encoders.base import Facts
 
 
+BEGUN = 8  # batches filled at the same time, one for each length of windows
+
+
 @dataclass(frozen=True)
 class Window:
     """The steps from `start` up to `stop` of one series."""
@@ -55,16 +58,25 @@ def cut(panel: Panel, facts: Facts, name: str) -> list[Window]:
 
 
 def batches(windows: list[Window], rows: int, pads: bool) -> Iterator[list[int]]:
-    """Indices of the windows of each batch, at most `rows`, alike in length (equal where padding is not taken)."""
-    order = sorted(range(len(windows)), key=lambda i: (len(windows[i]), i))
-    batch: list[int] = []
+    """Indices of the windows of each batch, at most `rows`, alike in length (equal where padding is not taken).
+
+    Series with short windows come first, and the windows of a series stand close together, so that few series are
+    incomplete at a time.
+    """
+    longest: dict[int, int] = {}
+    for w in windows:
+        longest[w.series] = max(len(w), longest.get(w.series, 0))
+    order = sorted(range(len(windows)), key=lambda i: (longest[windows[i].series], i))
+    begun: dict[int, list[int]] = {}  # batches that are not full, by the length of their windows where it must be equal
     for i in order:
-        if batch and (len(batch) == rows or (not pads and len(windows[i]) != len(windows[batch[0]]))):
-            yield batch
-            batch = []
+        length = 0 if pads else len(windows[i])
+        batch = begun.setdefault(length, [])
         batch.append(i)
-    if batch:
-        yield batch
+        if len(batch) == rows:
+            yield begun.pop(length)
+        elif len(begun) > BEGUN:
+            yield begun.pop(next(iter(begun)))
+    yield from begun.values()
 
 
 def load(panel: Panel, windows: list[Window], *, keep_missing: bool) -> Batch:
