@@ -178,7 +178,7 @@ def test_killed_three_times_and_resumed_gives_the_same_scores(config: Path, tmp_
     process = start(config, whole)
     _, error = process.communicate(timeout=300)
     assert process.returncode == 0, error.decode()
-    for files in ("features/*/*.npz", "cells/*/*/mean-knn-0.npz", "cells/planted@untrained/*/*.npz"):
+    for files in ("features/*/*.zarr", "cells/*/*/mean-knn-0.npz", "cells/planted@untrained/*/*.npz"):
         seen = len(list(broken.glob(files)))
         process = start(config, broken)
         deadline = time.monotonic() + 120

@@ -132,7 +132,9 @@ def test_provenance_says_what_made_the_results(kept: tp.Study) -> None:
     assert p["controls"]["baseline/chance"] == "chance"
     assert p["controls"]["planted@untrained"] == "untrained"
     assert all(len(task["sha256"]) == 64 for task in p["tasks"].values())
-    assert set(p["seconds"]) == {"loading", "reading", "probing", "statistics"}
+    assert set(p["seconds"]) == {"loading", "reading", "forward", "probing", "statistics"}
+    assert p["device"]["pooling"] in ("native", "blocked", "triton")
+    assert p["share_of_time_not_forward"] < 1  # some of it was
 
 
 def test_the_layer_is_chosen_without_the_test_set() -> None:

@@ -80,11 +80,9 @@ class Probe(Protocol):
 
 
 @dataclass(frozen=True)
-class Problem:
-    """Checked input of a probe. `y [N, K]` is float64, one-hot for classes; `known` is False where it is masked."""
+class Question:
+    """Checked targets and folds. `y [N, K]` is float64, one-hot for classes; `known` is False where it is masked."""
 
-    x: Float[Tensor, "G N D"]
-    x_test: Float[Tensor, "G M D"]
     target: Target
     y: Float[Tensor, "N K"]
     known: Bool[Tensor, "N K"]
@@ -108,26 +106,43 @@ class Problem:
             yield self.folds != fold
 
 
+@dataclass(frozen=True)
+class Problem(Question):
+    """Checked input of a probe: a question, and the features to answer it with."""
+
+    x: Float[Tensor, "G N D"]
+    x_test: Float[Tensor, "G M D"]
+
+
 def check(x: Tensor, target: Target, x_test: Tensor, folds: Tensor, metric: Metric) -> Problem:
     """Refuse what no probe can work on (DataError; SpecError for an unfitting metric), and code the targets."""
-    if target.kind not in metric.kinds:
-        raise SpecError(f"metric {metric.name!r} is for {' or '.join(metric.kinds)} targets, not for {target.kind}")
+    check_metric(target, metric)
     if x.ndim != 3 or x_test.ndim != 3 or (x.shape[0], x.shape[2]) != (x_test.shape[0], x_test.shape[2]):
         raise DataError(f"features {list(x.shape)} and {list(x_test.shape)} where [G, N, D] and [G, M, D] are due")
     for name, features in (("training", x), ("test", x_test)):
         if features.numel() == 0:
             raise DataError(f"{name} features are empty: shape {list(features.shape)}")
-        if not features.isfinite().all():
+        if not torch.stack(features.aminmax()).isfinite().all():  # one read; NaN is passed on
             raise DataError(f"{name} features hold NaN or infinite values")
-    n = x.shape[1]
+    question = check_question(target, folds, x.shape[1], x.device)
+    return Problem(**vars(question), x=x, x_test=x_test.to(x.device))
+
+
+def check_metric(target: Target, metric: Metric) -> None:
+    """Raise SpecError for a metric that is not defined for such targets."""
+    if target.kind not in metric.kinds:
+        raise SpecError(f"metric {metric.name!r} is for {' or '.join(metric.kinds)} targets, not for {target.kind}")
+
+
+def check_question(target: Target, folds: Tensor, n: int, device: torch.device | str = "cpu") -> Question:
+    """Refuse targets and folds of n rows that no probe can work on (DataError), and code the targets."""
     if folds.shape != (n,) or folds.is_floating_point():
         raise DataError(f"fold ids of shape {list(folds.shape)} and {folds.dtype} where integers [{n}] are due")
-    names, folds = folds.to(x.device).unique(return_inverse=True)
+    names, folds = folds.to(device).unique(return_inverse=True)
     if len(names) < 2:
         raise DataError("all training rows are in one fold; at least two folds are due")
     y, known = _code(target, n)
-    y, known = y.to(x.device), known.to(x.device)
-    return Problem(x, x_test.to(x.device), target, y, known, folds, len(names))
+    return Question(target, y.to(device), known.to(device), folds, len(names))
 
 
 def _code(target: Target, n: int) -> tuple[Float[Tensor, "N K"], Bool[Tensor, "N K"]]:
@@ -177,8 +192,14 @@ class Standardiser:
     def fit(cls, x: Float[Tensor, "G n D"]) -> Standardiser:
         mean = x.mean(1, keepdim=True)
         std = (x - mean).square().mean(1, keepdim=True).sqrt()
-        constant = std <= _NOISE * (mean.abs() + x.abs().amax(1, keepdim=True))
-        return cls(mean, torch.where(constant, 0, 1 / std))
+        return cls.of(mean, std, x.abs().amax(1, keepdim=True))
+
+    @classmethod
+    def of(
+        cls, mean: Float[Tensor, "G 1 D"], std: Float[Tensor, "G 1 D"], size: Float[Tensor, "G 1 D"]
+    ) -> Standardiser:
+        """From the means, deviations and largest absolute values of the rows."""
+        return cls(mean, torch.where(std <= _NOISE * (mean.abs() + size), 0, 1 / std))
 
     def __call__(self, x: Float[Tensor, "G m D"]) -> Float[Tensor, "G m D"]:
         return (x - self.mean) * self.inverse
@@ -200,10 +221,14 @@ def gram_eigen(x: Float[Tensor, "G n D"]) -> Gram:
 
 
 class Solved(NamedTuple):
-    """Predictions at all strengths: out of fold on the training rows, and of the refit on the test rows."""
+    """Predictions out of fold on the training rows, at all strengths, and those of the refit on the test rows.
+
+    The latter are given at all strengths, or as a function of the indices of the strength chosen for each group, where
+    a refit at one strength costs less.
+    """
 
     held_out: Float[Tensor, "G A N K"]
-    test: Float[Tensor, "G A M K"]
+    test: Float[Tensor, "G A M K"] | Callable[[Int[Tensor, " G"]], Float[Tensor, "G M K"]]
     gradient_norm: Float[Tensor, " G"] | None = None
 
 
@@ -215,29 +240,45 @@ def readout(
     *,
     group_bytes: int,
     strongest_last: bool,
+    double: bool = True,
+    chunk_bytes: int | None = None,
 ) -> Readout:
     """Solve chunk by chunk of groups, score, and choose the strength of each group.
 
     `group_bytes` is the memory that `solve` takes for one group; `strongest_last` says that larger strengths
-    regularise more. Raises DataError when the metric is undefined on the training rows.
+    regularise more, `double` that `solve` wants its features in float64, `chunk_bytes` that it is quicker in chunks
+    smaller than memory asks for. Raises DataError when the metric is undefined on the training rows.
     """
-    step = max(1, CHUNK_BYTES // group_bytes)
-    order = sorted(range(len(strengths)), key=lambda a: -strengths[a] if strongest_last else strengths[a])
-    by_regularisation = torch.tensor(order, device=problem.x.device)
+    step = max(1, min(CHUNK_BYTES, chunk_bytes or CHUNK_BYTES) // group_bytes)
     y = problem.target.y.to(problem.x.device)
     inner, chosen, prediction, norms = [], [], [], []
     for x, x_test in zip(problem.x.split(step), problem.x_test.split(step), strict=True):
-        solved = solve(x.double(), x_test.double())
+        solved = solve(x.double(), x_test.double()) if double else solve(x, x_test)
         scores = metric(y, solved.held_out)  # [g, A]
-        if scores.isnan().any():
-            raise DataError(f"{metric.name} is undefined on the training rows: no target varies among them")
-        best = by_regularisation[scores[:, by_regularisation].argmax(1)]  # argmax takes the first among equals
+        best = choose(scores, strengths, metric.name, strongest_last=strongest_last)
         inner.append(scores)
         chosen.append(best)
-        prediction.append(solved.test[torch.arange(len(best), device=best.device), best])
+        test = solved.test
+        prediction.append(
+            test[torch.arange(len(best), device=best.device), best] if isinstance(test, Tensor) else test(best)
+        )
         norms.append(solved.gradient_norm)
     gradient_norm = torch.cat([g for g in norms if g is not None]) if norms[0] is not None else None
     return Readout(strengths, torch.cat(inner), torch.cat(chosen), torch.cat(prediction), gradient_norm)
+
+
+def choose(
+    scores: Float[Tensor, "G A"], strengths: tuple[float, ...], metric: str, *, strongest_last: bool
+) -> Int[Tensor, " G"]:
+    """Index of the best strength of each group; ties go to the most regularised.
+
+    `strongest_last` says that larger strengths regularise more. Raises DataError where the metric is undefined.
+    """
+    if scores.isnan().any():
+        raise DataError(f"{metric} is undefined on the training rows: no target varies among them")
+    order = sorted(range(len(strengths)), key=lambda a: -strengths[a] if strongest_last else strengths[a])
+    by_regularisation = torch.tensor(order, device=scores.device)
+    return by_regularisation[scores[:, by_regularisation].argmax(1)]  # argmax takes the first among equals
 
 
 Fit = Callable[[Tensor, Tensor, Tensor], Tensor]

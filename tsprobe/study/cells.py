@@ -27,6 +27,7 @@ class CellKey:
     probe: str
     seed: int
     folds: int
+    features: str  # "kept" or "statistics"
 
     def digest(self) -> str:
         return hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +15,23 @@ import numpy as np
 import torch
 
 from tsprobe.capture import Features, Reading, extract
+from tsprobe.capture.store import DamagedError
 from tsprobe.capture.windows import cut, interpolate
 from tsprobe.data.panel import Panel
 from tsprobe.diagnostics import measure
 from tsprobe.encoders.base import Encoder
 from tsprobe.encoders.baselines import LAYER, Baseline
-from tsprobe.errors import StorageError
 from tsprobe.files import replace_text, safe_name
 from tsprobe.metrics import get_metric
 from tsprobe.probes import get_probe, probes_for
 from tsprobe.probes.base import Target
+from tsprobe.study import streamed
 from tsprobe.study.cells import Cell, CellKey, cell_path
 from tsprobe.study.progress import Stage
 from tsprobe.study.spec import StudySpec
 from tsprobe.tasks.base import Task
 
+Stack = tuple[tuple[str, ...], np.ndarray]  # layers of equal width, [G, N, D]
 DIAGNOSED = 512  # training samples that the diagnostics look at, evenly spaced: they grow with the square of it
 
 
@@ -73,8 +76,7 @@ class Pair:
         if features is None:
             windows = len(cut(panel, encoder.facts, encoder.name))
             with self.stage(f"{encoder.name} reads {self.task.name} ({split})", windows) as advance:
-                features = extract(encoder, panel, self.reading, layers=self.layers, progress=advance)
-            features.save(path)
+                features = extract(encoder, panel, self.reading, layers=self.layers, progress=advance, store=path)
         return features
 
     def _baseline_features(self, baseline: Baseline) -> tuple[Features, Features]:
@@ -88,16 +90,21 @@ class Pair:
             series = ([interpolate(s) for s in panel.series] for panel in panels)
             with self.stage(f"{baseline.name} reads {self.task.name}", 1):
                 matrices = baseline.features(*series)
-            seconds = round(time.perf_counter() - begin, 3)
-            notes = {"seconds": seconds, "missing_values": 0, "missing_handling": "interpolated"}
-            train, test = (Features({LAYER: m[:, None]}, ("mean",), notes) for m in matrices)
+            seconds = round(time.perf_counter() - begin, 3), 0.0  # of both parts together
+            notes = {"missing_values": 0, "missing_handling": "interpolated"}
+            train, test = (
+                Features({LAYER: m[:, None]}, ("mean",), notes | {"seconds": took})
+                for m, took in zip(matrices, seconds, strict=True)
+            )
             for features, path in zip((train, test), paths, strict=True):
                 features.save(path)
         return train, test
 
     def _feature_path(self, fingerprint: str) -> Path:
         key = json.dumps([fingerprint, self.fingerprint, repr(self.reading), self.spec.layers])
-        return self.folder / "features" / safe_name(self.encoder.name) / f"{safe_name(key)[-8:]}-{fingerprint[:16]}.npz"
+        return (
+            self.folder / "features" / safe_name(self.encoder.name) / f"{safe_name(key)[-8:]}-{fingerprint[:16]}.zarr"
+        )
 
     def cells(self) -> Iterator[tuple[str, str, int, Cell]]:
         """All cells with their pooling, probe and seed: those on disk as they are, the others computed and saved."""
@@ -109,7 +116,10 @@ class Pair:
                 path = cell_path(self.folder, self.encoder.name, self.task.name, pooling, probe, seed)
                 cell = Cell.load(path, key)
                 if cell is None:
-                    cell = self._compute(pooling, probe, seed)
+                    if self.passes is not None:
+                        cell = self._streamed.cells[pooling, seed]
+                    else:
+                        cell = self._compute(pooling, probe, seed)
                     cell.save(path, key)
                 advance(1)
                 yield pooling, probe, seed, cell
@@ -118,19 +128,52 @@ class Pair:
         spec = self.spec
         return CellKey(
             self.fingerprint, self.task.fingerprint(), spec.layers, spec.poolings, spec.channels,
-            pooling, probe, seed, spec.folds,
+            pooling, probe, seed, spec.folds, "kept" if self.passes is None else "statistics",
         )  # fmt: skip
 
+    @cached_property
+    def passes(self) -> streamed.Passes | None:
+        """How to do without kept features; None where they are kept, as a baseline's always are."""
+        spec = self.spec
+        if isinstance(self.encoder, Baseline) or spec.features == "kept" or set(spec.probes) != {"ridge"}:
+            return None
+        folds = {seed: self.task.folds(spec.folds, seed) for seed in spec.seeds}
+        passes = streamed.Passes(self.encoder, self.task, self.reading, self.layers, folds)
+        return passes if spec.features == "statistics" or streamed.pays(passes) else None
+
+    @cached_property
+    def _streamed(self) -> streamed.Streamed:
+        assert self.passes is not None
+        encoder, task = self.passes.encoder, self.task
+        windows = [len(cut(panel, encoder.facts, encoder.name)) for panel in (task.train, task.test)]
+        with self.stage(f"{encoder.name} reads {task.name}", sum(windows)) as advance:
+            return streamed.read(self.passes, self._diagnosed, advance)
+
+    @property
+    def _diagnosed(self) -> np.ndarray:
+        """Rows of the training samples that the diagnostics look at."""
+        return np.unique(np.linspace(0, len(self.task.train) - 1, DIAGNOSED).round().astype(int))
+
     def _compute(self, pooling: str, probe: str, seed: int) -> Cell:
-        train, test = self.features
+        train = self.features[0]
         begin = time.perf_counter()
         folds = torch.from_numpy(self.task.folds(self.spec.folds, seed))
         rows: dict[str, dict[str, Any]] = {}
-        for layers, stack in train.stacks(pooling):  # layers of equal width share one solve
-            x_test = np.stack([test.matrix(name, pooling) for name in layers])
-            rows |= self._solve(probe, layers, torch.from_numpy(stack), torch.from_numpy(x_test), folds)
+        for (layers, x), (_, x_test) in self._stacks(pooling):  # layers of equal width share one solve
+            rows |= self._solve(probe, layers, torch.from_numpy(x), torch.from_numpy(x_test), folds)
         columns = {k: np.array([rows[layer][k] for layer in train.layers]) for k in rows[train.layers[0]]}
         return Cell(layers=train.layers, seconds=round(time.perf_counter() - begin, 3), **columns)
+
+    @cached_property
+    def _stacks(self) -> Callable[[str], list[tuple[Stack, Stack]]]:
+        """Layers of equal width, of the training and the test series; those of the last pooling stay in memory."""
+        train, test = self.features
+
+        @lru_cache(maxsize=1)
+        def stacks(pooling: str) -> list[tuple[Stack, Stack]]:
+            return list(zip(train.stacks(pooling), test.stacks(pooling), strict=True))
+
+        return stacks
 
     def _solve(
         self, probe: str, layers: tuple[str, ...], x: torch.Tensor, x_test: torch.Tensor, folds: torch.Tensor
@@ -142,14 +185,13 @@ class Pair:
         readout = get_probe(probe)(x.to(device), target, x_test.to(device), folds, metric)
         chosen = readout.chosen.cpu()
         inner = readout.inner.cpu().gather(1, chosen[:, None])[:, 0]
-        strength = torch.tensor(readout.strengths)[chosen]
         norms = torch.full((len(layers),), torch.nan) if readout.gradient_norm is None else readout.gradient_norm.cpu()
         prediction = readout.prediction.cpu().float()
         score = metric(torch.from_numpy(task.y_test), prediction)
         return {
             layer: {
                 "inner": float(inner[i]),
-                "strength": float(strength[i]),
+                "strength": readout.strengths[int(chosen[i])],
                 "score": float(score[i]),
                 "prediction": prediction[i].numpy(),
                 "gradient_norm": float(norms[i]),
@@ -166,15 +208,21 @@ class Pair:
         except (OSError, ValueError):
             kept = {}
         if kept.get("key") != key:
-            train, test = self.features
+            if self.passes is not None:
+                notes = self._streamed.notes
+            else:
+                notes = {
+                    split: features.notes for split, features in zip(("train", "test"), self.features, strict=True)
+                }
             diagnostics = {} if isinstance(self.encoder, Baseline) else self._diagnostics()
-            kept = {"key": key, "notes": {"train": train.notes, "test": test.notes}, "diagnostics": diagnostics}
+            kept = {"key": key, "notes": notes, "diagnostics": diagnostics}
             replace_text(path, json.dumps(kept))
         return kept
 
     def _diagnostics(self) -> dict[str, dict[str, dict[str, float]]]:
-        train = self.features[0]
-        some = np.unique(np.linspace(0, len(self.task.train) - 1, DIAGNOSED).round().astype(int))
+        train, some = (
+            (self.features[0], self._diagnosed) if self.passes is None else (self._streamed.sample, slice(None))
+        )
         values: dict[str, dict[str, dict[str, float]]] = {}
         for pooling in self.poolings:
             x = {layer: torch.from_numpy(train.matrix(layer, pooling)[some]) for layer in train.layers}
@@ -183,10 +231,8 @@ class Pair:
 
 
 def _kept(path: Path) -> Features | None:
-    """The features of an earlier run or of another task with the same series; a damaged file is removed."""
+    """The features of an earlier run or of another task with the same series; what is damaged is made again."""
     if path.exists():
-        try:
+        with suppress(DamagedError):
             return Features.load(path)
-        except StorageError:
-            path.unlink()
     return None

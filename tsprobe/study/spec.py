@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
-from tsprobe.errors import SpecError, UnknownNameError
 from tsprobe.pooling import Slots
 from tsprobe.probes import get_probe
+from tsprobe.settings import read_settings, validated
 
 
 class _Frozen(BaseModel):
@@ -50,6 +49,7 @@ class StudySpec(_Frozen):
     layers: tuple[str, ...] | None = Field(None, min_length=1)
     poolings: tuple[str, ...] = ("mean",)
     probes: tuple[str, ...] = Field(("ridge",), min_length=1)
+    features: Literal["auto", "kept", "statistics"] = "auto"  # "statistics" leaves baselines as they are
     seeds: tuple[int, ...] = Field((0,), min_length=1)
     folds: int = Field(5, ge=2)
     channels: Literal["concat", "mean"] = "concat"
@@ -73,6 +73,14 @@ class StudySpec(_Frozen):
             get_probe(name)
         return _distinct(names)
 
+    @field_validator("features")
+    @classmethod
+    def _statistics_are_for_ridge(cls, way: str, info: ValidationInfo) -> str:
+        others = [name for name in info.data.get("probes", ()) if name != "ridge"]
+        if way == "statistics" and others:
+            raise ValueError(f"only ridge can do without kept features, not {' or '.join(others)}; take auto or kept")
+        return way
+
     @field_validator("encoders", "tasks", "seeds", "controls", "layers")
     @classmethod
     def _no_doubles(cls, items: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
@@ -92,52 +100,11 @@ def _distinct(items: tuple[Any, ...]) -> tuple[Any, ...]:
 
 def make_spec(settings: dict[str, Any]) -> StudySpec:
     """Raise `SpecError` with the first mistake in one line, near names suggested for an unknown key."""
-    try:
-        return StudySpec.model_validate(settings)
-    except ValidationError as error:
-        raise SpecError(_first_mistake(error)) from error
-
-
-def _first_mistake(error: ValidationError) -> str:
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"] if not isinstance(part, str) or part.isidentifier())
-    if first["type"] == "extra_forbidden":
-        fields = Tracking.model_fields if first["loc"][0] == "tracking" else StudySpec.model_fields
-        return str(UnknownNameError("setting", str(first["loc"][-1]), fields))
-    if first["type"] == "missing":
-        return f"setting {where!r} is required"
-    return f"setting {where!r}: {first['msg'].removeprefix('Value error, ')} (got {first['input']!r})"
+    return validated(StudySpec, settings)
 
 
 def read_spec(path: Path, overrides: tuple[str, ...] = ()) -> StudySpec:
     """Read a YAML file and apply overrides such as `tracking.enabled=false`; values are read as YAML."""
-    try:
-        settings = yaml.safe_load(path.read_text())
-    except FileNotFoundError as error:
-        raise SpecError(f"no such config: {path}") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise SpecError(f"cannot read {path}: {error}") from error
-    except yaml.YAMLError as error:
-        raise SpecError(f"{path} is not plain YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(settings, dict):
-        raise SpecError(f"{path} must hold settings such as 'encoders:' and 'tasks:', not a {type(settings).__name__}")
+    settings = read_settings(path, overrides)
     settings.setdefault("name", path.stem)
-    for override in overrides:
-        _override(settings, override)
     return make_spec(settings)
-
-
-def _override(settings: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key.strip():
-        raise SpecError(f"--set takes NAME=VALUE, not {override!r}")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise SpecError(f"--set {key}: {text!r} is not a YAML value") from error
-    *path, last = key.strip().split(".")
-    for part in path:
-        settings = settings.setdefault(part, {})
-        if not isinstance(settings, dict):
-            raise SpecError(f"--set {key}: {part!r} holds no settings")
-    settings[last] = value

@@ -1,0 +1,77 @@
+"""Settings from a YAML file and the command line, checked against a frozen pydantic model in one clear line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from tsprobe.errors import SpecError, UnknownNameError
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def read_settings(path: Path, overrides: tuple[str, ...] = ()) -> dict[str, Any]:
+    """A YAML file with overrides such as `tracking.enabled=false` applied; their values are read as YAML.
+
+    Raises `SpecError`.
+    """
+    try:
+        settings = yaml.safe_load(path.read_text())
+    except FileNotFoundError as error:
+        raise SpecError(f"no such config: {path}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise SpecError(f"cannot read {path}: {error}") from error
+    except yaml.YAMLError as error:
+        raise SpecError(f"{path} is not plain YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(settings, dict):
+        raise SpecError(f"{path} must hold settings, one a line, not a {type(settings).__name__}")
+    for override in overrides:
+        _override(settings, override)
+    return settings
+
+
+def validated(model: type[M], settings: dict[str, Any]) -> M:
+    """Raise `SpecError` with the first mistake in one line, near names suggested for an unknown key."""
+    try:
+        return model.model_validate(settings)
+    except ValidationError as error:
+        raise SpecError(_first_mistake(model, error)) from error
+
+
+def _first_mistake(model: type[BaseModel], error: ValidationError) -> str:
+    first = error.errors()[0]
+    names = [str(part) for part in first["loc"]]
+    where = ".".join(name for name in names if name.isidentifier())
+    if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        return str(UnknownNameError("setting", names[-1], _fields(model, names[:-1])))
+    if first["type"] == "missing":
+        return f"setting {where!r} is required"
+    if not where:  # a mistake of the settings together: the message says which
+        return str(first["msg"]).removeprefix("Value error, ")
+    return f"setting {where!r}: {first['msg'].removeprefix('Value error, ')} (got {first['input']!r})"
+
+
+def _fields(model: Any, path: list[str]) -> list[str]:
+    for name in path:
+        field = getattr(model, "model_fields", {}).get(name)
+        model = field.annotation if field is not None else model
+    return list(getattr(model, "model_fields", None) or getattr(model, "__dataclass_fields__", {}))
+
+
+def _override(settings: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise SpecError(f"--set takes NAME=VALUE, not {override!r}")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise SpecError(f"--set {key}: {text!r} is not a YAML value") from error
+    *path, last = key.strip().split(".")
+    for part in path:
+        settings = settings.setdefault(part, {})
+        if not isinstance(settings, dict):
+            raise SpecError(f"--set {key}: {part!r} holds no settings")
+    settings[last] = value
