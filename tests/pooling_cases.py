@@ -1,14 +1,17 @@
-"""Shapes and masks chosen to break a fused pooling, and the referee: the definition in float64."""
+"""Shapes and masks chosen to break a fused pooling, the paths that must stand them, and the referee in float64."""
 
 from __future__ import annotations
 
+import importlib.util
+import shutil
 from collections.abc import Callable
 from typing import NamedTuple
 
+import pytest
 import torch
 from torch import Tensor
 
-from tsprobe.pooling import Slots
+from tsprobe.pooling import Slots, pool
 from tsprobe.pooling.reference import pool as define
 from tsprobe.types import TokenMap
 
@@ -16,6 +19,14 @@ ALL = ("mean", "max", "min", "std", "first", "last", "cls", "segments3")
 # Half types hold x exactly once it is drawn, and all sums are float32: rounding of sums of up to 600 numbers of size 10
 # in float32 is below 4e-6 of the largest; the std of tokens far from 0 is the worst of the slots.
 TOLERANCE = {"rtol": 4e-6, "atol": 4e-6}
+
+# By the compiler and not by the loop: a loop that its own check refuses must fail the tests, not skip them.
+COMPILER = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
+needs_compiler = pytest.mark.skipif(COMPILER is None, reason="no C compiler")
+needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="no triton")
+ON_CPU = [pytest.param("native", marks=needs_compiler), "blocked torch"]
+EVERY_PATH = ["reference", *ON_CPU, pytest.param("triton", marks=needs_triton)]
+GPU = "cuda" if torch.cuda.is_available() else "cpu"  # where the kernels run, in triton's interpreter on a CPU
 
 
 class Case(NamedTuple):
@@ -71,3 +82,19 @@ def borders(rows: int, tokens: int, segments: int = 3) -> Tensor:
 
 def referee(x: Tensor, tokens: TokenMap, names: tuple[str, ...], spans: Tensor | None) -> tuple[Tensor, Tensor]:
     return define(x.double(), tokens, Slots.parse(names), None if spans is None else spans.double())
+
+
+def on_gpu(x: Tensor, tokens: TokenMap, spans: Tensor) -> tuple[Tensor, TokenMap, Tensor]:
+    if GPU == "cpu":
+        return x, tokens, spans  # keeps strides of 0, which a copy to the GPU would not
+    moved = TokenMap(*(t.to(GPU) for t in (tokens.mask, tokens.start, tokens.stop)), tokens.cls)
+    return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=GPU).copy_(x), moved, spans.to(GPU)
+
+
+def pool_by(path: str, x: Tensor, tokens: TokenMap, names: tuple[str, ...]) -> tuple[Tensor, Tensor]:
+    """By the path that is named, on the device where it runs; with the borders of three segments."""
+    spans = borders(*x.shape[:2])
+    if path == "triton":
+        x, tokens, spans = on_gpu(x, tokens, spans)
+    pooled, weight = pool(x, tokens, Slots.parse(names), spans, path)
+    return pooled.cpu(), weight.cpu()

@@ -8,24 +8,18 @@ import torch
 pytest.importorskip("triton")
 
 from pooling_cases import ALL, CASES, TOLERANCE, Case, borders, draw, ragged, referee
+from pooling_cases import GPU as DEVICE
+from pooling_cases import on_gpu as on_device
 
 from tsprobe.errors import SpecError
 from tsprobe.pooling import Norm, Slots, kernels, launch, ops, path_used, pool, reference
 from tsprobe.types import TokenMap
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # A mean of NaN or infinities is worked out in numpy by the interpreter, which says so.
 pytestmark = pytest.mark.filterwarnings(
     "ignore:invalid value encountered", "ignore:overflow encountered", "ignore:divide by zero encountered"
 )
 LONG = Case("long enough to be split over four programs", 2, 2300, 33)
-
-
-def on_device(x: torch.Tensor, tokens: TokenMap, spans: torch.Tensor) -> tuple[torch.Tensor, TokenMap, torch.Tensor]:
-    if DEVICE == "cpu":
-        return x, tokens, spans  # keeps strides of 0, which a copy to the GPU would not
-    moved = TokenMap(*(t.to(DEVICE) for t in (tokens.mask, tokens.start, tokens.stop)), tokens.cls)
-    return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=DEVICE).copy_(x), moved, spans.to(DEVICE)
 
 
 def splits(monkeypatch: pytest.MonkeyPatch, programs: int) -> None:
@@ -194,14 +188,6 @@ def test_a_cpu_without_the_interpreter_is_refused(monkeypatch: pytest.MonkeyPatc
     monkeypatch.delenv("TRITON_INTERPRET")
     with pytest.raises(SpecError, match="'triton' does not serve"):
         pool(torch.ones(2, 3, 4), ragged(2, 3, "all"), Slots.parse(["mean"]), path="triton")
-
-
-@pytest.mark.parametrize("shape", [(0, 4, 3), (2, 0, 3), (2, 4, 0)])
-def test_nothing_to_pool(shape: tuple[int, int, int]) -> None:
-    x, tokens, _ = on_device(torch.zeros(shape), ragged(*shape[:2], "all"), borders(*shape[:2]))
-    pooled, _ = pool(x, tokens, Slots.parse(["mean", "max", "std", "first"]), path="triton")
-    assert pooled.shape == (shape[0], 4, shape[2])
-    assert pooled.eq(0).all()
 
 
 @pytest.mark.parametrize("path", ["auto", "triton"])

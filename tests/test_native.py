@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import shutil
 import stat
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from pooling_cases import ALL, CASES, TOLERANCE, Case, borders, draw, ragged, referee
+from pooling_cases import ALL, CASES, COMPILER, TOLERANCE, Case, borders, draw, needs_compiler, ragged, referee
+from pooling_cases import ON_CPU as PATHS
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from tsprobe.errors import EncoderError, SpecError
 from tsprobe.pooling import Slots, blocked, native, ops, path_used, pool, reference
 from tsprobe.types import TokenMap
-
-# By the compiler and not by the loop: a loop that its own check refuses must fail the tests, not skip them.
-COMPILER = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
-needs_compiler = pytest.mark.skipif(COMPILER is None, reason="no C compiler")
-PATHS = [pytest.param("native", marks=needs_compiler), "blocked torch"]
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -95,15 +92,6 @@ def test_float16_holds_subnormals_and_its_largest_values(path: str) -> None:
     assert pooled.eq(x.float()).all()
 
 
-@pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("shape", [(0, 4, 3), (2, 0, 3), (2, 4, 0)])
-def test_nothing_to_pool(shape: tuple[int, int, int], path: str) -> None:
-    tokens = ragged(*shape[:2], "all")
-    pooled, _ = pool(torch.zeros(shape), tokens, Slots.parse(["mean", "max", "std", "first"]), path=path)
-    assert pooled.shape == (shape[0], 4, shape[2])
-    assert pooled.eq(0).all()
-
-
 @needs_compiler
 def test_threads_change_nothing() -> None:
     x = draw(Case("", 2, 70, 200), torch.float32)
@@ -134,18 +122,85 @@ def test_the_path_is_chosen_by_the_tensor(monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.parametrize("path", PATHS)
 def test_the_path_that_is_named_runs(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    ran = []
-    for module, name in ((native, "native"), (blocked, "blocked torch")):
-        kept = module.pool
-        monkeypatch.setattr(module, "pool", lambda *a, kept=kept, name=name: (ran.append(name), kept(*a))[1])
+    ran: list[str] = []
+    native.state()  # which tries the loop before it is used
+    for module, entry, name in ((native, "prepare", "native"), (blocked, "pool", "blocked torch")):
+        kept = getattr(module, entry)
+        monkeypatch.setattr(module, entry, lambda *a, kept=kept, name=name: (ran.append(name), kept(*a))[1])
     pool(torch.ones(2, 3, 4), ragged(2, 3, "all"), Slots.parse(["mean"]), path=path)
     assert ran == [path]
 
 
-def test_integers_and_float64_take_the_definition() -> None:
-    tokens = ragged(2, 3, "all")
-    assert pool(torch.ones(2, 3, 4, dtype=torch.int32), tokens, Slots.parse(["mean"]))[0].dtype == torch.float32
-    assert pool(torch.ones(2, 3, 4, dtype=torch.float64), tokens, Slots.parse(["mean"]))[0].dtype == torch.float64
+# ---- the short way past torch's dispatcher
+
+
+@needs_compiler
+def test_what_is_prepared_for_a_token_map_serves_its_other_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    prepared: list[torch.Size] = []
+    native.state()  # which tries the loop before it is used
+    kept = native.prepare
+    monkeypatch.setattr(native, "prepare", lambda *a: (prepared.append(a[0].shape), kept(*a))[1])
+    tokens, spans = ragged(5, 63, "scattered"), borders(5, 63)
+    slots = Slots.parse(ALL)
+
+    def right(x: torch.Tensor, slots: Slots = slots, spans: torch.Tensor = spans) -> bool:
+        found, wanted = pool(x, tokens, slots, spans), referee(x, tokens, slots.names, spans)
+        return all(torch.allclose(a.double(), b, **TOLERANCE) for a, b in zip(found, wanted, strict=True))
+
+    x = draw(CASES[1], torch.float32)
+    assert right(x)
+    assert right(x * 2)
+    assert len(prepared) == 1
+    others = [x.bfloat16(), x[:, :, :20], x[:, :, :20].contiguous()]
+    assert all(right(other) for other in others * 2)
+    assert right(x, Slots.parse(ALL[:3]))
+    assert right(x, spans=spans + 5)
+    assert len(prepared) == 6
+
+
+@needs_compiler
+def test_a_map_or_borders_changed_in_place_are_seen() -> None:
+    x = draw(CASES[1], torch.float32)
+    tokens, spans = ragged(5, 63, "scattered"), borders(5, 63).clone()
+    for change in (lambda: None, lambda: tokens.mask.logical_not_(), lambda: spans.add_(9), lambda: spans.sub_(3)):
+        change()
+        for names in (ALL, ("mean", "first")):  # with segments and without
+            pooled, weight = pool(x, tokens, Slots.parse(names), spans)
+            right, right_weight = referee(x, tokens, names, spans)
+            torch.testing.assert_close(pooled.double(), right, **TOLERANCE)
+            torch.testing.assert_close(weight.double(), right_weight, rtol=1e-6, atol=0)
+
+
+@needs_compiler
+@pytest.mark.parametrize("names", [ALL, ("std",)])
+def test_the_short_way_and_the_operator_give_the_same(names: tuple[str, ...]) -> None:
+    x, tokens, spans = draw(CASES[1], torch.bfloat16), ragged(5, 63, "padded"), borders(5, 63)
+    short = pool(x, tokens, Slots.parse(names), spans)
+    watched = pool(x.requires_grad_(), tokens, Slots.parse(names), spans)
+    assert not short[0].requires_grad
+    assert watched[0].requires_grad
+    for a, b in zip(short, watched, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")  # vmap calls the operator once for each
+@pytest.mark.parametrize("known", [True, False], ids=["kept", "unknown"])
+def test_whoever_watches_sees_the_operator(known: bool) -> None:
+    x, tokens = draw(CASES[1], torch.float32), ragged(5, 63, "all")
+    slots = Slots.parse(["mean", "max"])
+    if known:
+        pool(x, tokens, slots)
+
+    def mean(x: torch.Tensor) -> torch.Tensor:
+        return pool(x, tokens, slots)[0][:, 0]
+
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        assert isinstance(mean(x), FakeTensor)
+    traced = make_fx(mean)(x)
+    assert torch.ops.tsprobe.pool.default in [node.target for node in traced.graph.nodes]
+    torch.testing.assert_close(traced(x * 2), mean(x) * 2)
+    torch.testing.assert_close(torch.func.vmap(mean)(torch.stack([x, x * 2])), torch.stack([mean(x), mean(x) * 2]))
+    torch.testing.assert_close(mean(torch._neg_view(x)), -mean(x))
 
 
 def test_what_does_not_fit_is_refused() -> None:
@@ -194,7 +249,7 @@ def test_operators_are_well_formed() -> None:
     x = torch.randn(2, 9, 5, requires_grad=True)
     tokens, spans = ragged(2, 9, "all"), borders(2, 9)
     slots = Slots.parse(ALL)
-    args = (x, tokens.mask, ops._shares(tokens, spans), ops.codes(slots), 0, "auto")
+    args = (x, tokens.mask, ops._shares(tokens, spans), ops.codes(slots.kinds), 0, "auto")
     torch.library.opcheck(torch.ops.tsprobe.pool.default, args)
     normed = (*args[:6], "layer", torch.ones(5), None, 1e-5, torch.ones(5))
     torch.library.opcheck(

@@ -31,25 +31,28 @@ def pool(
         return out
     step = min(tokens, max(1, VALUES // width))
     group = max(1, min(rows, VALUES // (tokens * width)))
+    whole = bool(mask.all())
     parts = _Parts(x, share, kinds, group, step)
     for r in range(0, rows, group):
         for n, t in enumerate(range(0, tokens, step)):
-            parts.read(slice(r, r + group), slice(t, t + step), n, mask[r : r + group, t : t + step])
+            real = mask[r : r + group, t : t + step]
+            parts.read(slice(r, r + group), slice(t, t + step), n, None if whole else real)
     parts.write(out, mask)
-    _copy_single_tokens(x, mask, kinds, cls, out)
+    _copy_single_tokens(x, mask, kinds, cls, out, whole=whole)
     return out
 
 
-def _copy_single_tokens(x: Tensor, mask: Tensor, kinds: Sequence[int], cls: int, out: Tensor) -> None:
+def _copy_single_tokens(x: Tensor, mask: Tensor, kinds: Sequence[int], cls: int, out: Tensor, *, whole: bool) -> None:
     real, rows = mask.to(torch.int8), torch.arange(len(x), device=x.device)
-    if Kind.CLS in kinds:
-        out[:, kinds.index(Kind.CLS)] = x[:, cls]
-    if Kind.FIRST in kinds:
-        first = x[rows, real.argmax(1)].to(out.dtype)
-        out[:, kinds.index(Kind.FIRST)] = torch.where(mask.any(1)[:, None], first, 0.0)
-    if Kind.LAST in kinds:
-        last = x[rows, mask.shape[1] - 1 - real.flip(1).argmax(1)].to(out.dtype)
-        out[:, kinds.index(Kind.LAST)] = torch.where(mask.any(1)[:, None], last, 0.0)
+    for kind in (Kind.CLS, Kind.FIRST, Kind.LAST):
+        if kind not in kinds:
+            continue
+        slot = out[:, kinds.index(kind)]
+        if kind == Kind.CLS or whole:
+            slot.copy_(x[:, {Kind.CLS: cls, Kind.FIRST: 0, Kind.LAST: -1}[kind]])
+        else:
+            at = real.argmax(1) if kind == Kind.FIRST else mask.shape[1] - 1 - real.flip(1).argmax(1)
+            slot.copy_(torch.where(mask.any(1)[:, None], x[rows, at].to(out.dtype), 0.0))
 
 
 class _Parts:
@@ -62,33 +65,38 @@ class _Parts:
         like: dict[str, Any] = {"dtype": torch.float32, "device": x.device}
         # Two buffers for all parts: fresh memory each time would cost more than the arithmetic.
         self.buffers = torch.empty(2, group * step * width, **like)
-        self.size = torch.zeros(*shape[:2], 1, **like)
-        self.sum, self.m2 = torch.zeros(2, *shape, **like)
-        self.largest = torch.full(shape, float("-inf"), **like) if Kind.MAX in kinds else None
-        self.smallest = torch.full(shape, float("inf"), **like) if Kind.MIN in kinds else None
+        self.size = torch.empty(*shape[:2], 1, **like)
+        self.sum, self.m2 = torch.empty(2, *shape, **like)
+        self.largest = torch.empty(shape, **like) if Kind.MAX in kinds else None
+        self.smallest = torch.empty(shape, **like) if Kind.MIN in kinds else None
         self.segments = None if share is None else torch.zeros(rows, share.shape[2], width, **like)
 
-    def read(self, rows: slice, tokens: slice, n: int, mask: Tensor) -> None:
-        """Take some tokens of some rows, the n-th part of each."""
+    def read(self, rows: slice, tokens: slice, n: int, mask: Tensor | None) -> None:
+        """Take some tokens of some rows, the n-th part of each; without a mask all of them are real."""
         x = self.x[rows, tokens]
         kept, apart = (buffer[: x.numel()].view(x.shape) for buffer in self.buffers)
         # Copied though it may be float32 already: a copy reads memory in order, a sum over tokens does not.
         kept.copy_(x)
-        dropped = None if bool(mask.all()) else ~mask[..., None]
-        size = self.size[rows, n] = mask.sum(1, keepdim=True, dtype=torch.float32)
+        dropped = None if mask is None else ~mask[..., None]
+        size, total = self.size[rows, n], self.sum[rows, n]
+        if mask is None:
+            size.fill_(x.shape[1])
+        else:
+            torch.sum(mask, 1, keepdim=True, dtype=torch.float32, out=size)
         for extreme, reduce, filler in ((self.largest, torch.amax, "-inf"), (self.smallest, torch.amin, "inf")):
             if extreme is not None:
                 if dropped is not None:
                     kept.masked_fill_(dropped, float(filler))
-                extreme[rows, n] = reduce(kept, 1)
+                reduce(kept, 1, out=extreme[rows, n])
         if dropped is not None:
             kept.masked_fill_(dropped, 0.0)
-        total = self.sum[rows, n] = kept.sum(1)
+        torch.sum(kept, 1, out=total)
         if Kind.STD in self.kinds:
-            torch.sub(kept, (total / size.clamp(min=1))[:, None], out=apart)
+            mean = (total / size.clamp(min=1))[:, None].expand_as(kept)
+            torch.ops.aten.mse_loss.out(kept, mean, 0, out=apart)  # squares of deviations: one pass where two would do
             if dropped is not None:
                 apart.masked_fill_(dropped, 0.0)
-            self.m2[rows, n] = apart.mul_(apart).sum(1)
+            torch.sum(apart, 1, out=self.m2[rows, n])
         if self.segments is not None and self.share is not None:
             self.segments[rows] += self.share[rows, tokens].to(torch.float32).transpose(1, 2) @ kept
 

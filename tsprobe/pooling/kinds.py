@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import IntEnum
-
-from tsprobe.pooling.slots import Slots
 
 
 class Kind(IntEnum):
@@ -20,6 +19,6 @@ class Kind(IntEnum):
     SEGMENT = 7
 
 
-def codes(slots: Slots) -> list[int]:
-    """The kind of every slot."""
-    return [int(Kind[kind.upper()]) for kind in slots.kinds]
+def codes(kinds: Sequence[str]) -> tuple[int, ...]:
+    """The number of every slot's kind, named as in `Slots.kinds`."""
+    return tuple(int(Kind[kind.upper()]) for kind in kinds)

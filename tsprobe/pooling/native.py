@@ -46,12 +46,13 @@ FLAGS = (  # tried in turn: Apple's compiler has no OpenMP, some have no -march=
     (*_COMMON, "-march=native"),
     _COMMON,
 )
+_CPU = torch.device("cpu")
 _log = logging.getLogger(__name__)
 
 
 class _Job(ctypes.Structure):
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("x", "mask", "share", "total", "out", "kinds")),
+        *((name, ctypes.c_void_p) for name in ("x", "mask", "share", "total", "out", "weight", "kinds")),
         *(
             (name, ctypes.c_int64)
             for name in (
@@ -97,12 +98,56 @@ def state() -> Native:
 def serves(x: Tensor) -> bool:
     """Whether the loop can read `x` as it lies: on the CPU, of a type it knows, last dimension contiguous."""
     return (
-        x.device.type == "cpu"
+        x.is_cpu
         and x.layout == torch.strided
         and x.dtype in DTYPES
         and (x.stride(2) == 1 or x.shape[2] == 1)
         and state().function is not None
     )
+
+
+class Prepared(NamedTuple):
+    """All that calls on tokens of one shape, type and mask have in common; kept alive here is what `job` points to."""
+
+    job: _Job
+    shape: tuple[int, int, int]  # R, P, D
+    held: tuple[object, ...]
+
+    def pool(self, x: Float[Tensor, "R T D"]) -> tuple[Float[Tensor, "R P D"], Float[Tensor, "R P"]]:
+        """Slots and their weights in float32. `x` must be of the shape, strides and type that were prepared for."""
+        function = state().function
+        assert function is not None
+        out = torch.empty(self.shape, dtype=torch.float32, device=_CPU)
+        weight = torch.empty(self.shape[:2], dtype=torch.float32, device=_CPU)
+        if function(self.job, x.data_ptr(), out.data_ptr(), weight.data_ptr(), torch.get_num_threads()):
+            raise MemoryError("no memory for the accumulators of pooling by segments")
+        return out, weight
+
+
+def prepare(
+    x: Float[Tensor, "R T D"],
+    mask: Bool[Tensor, "R T"],
+    share: Float[Tensor, "R T K"] | None,
+    kinds: Sequence[int],
+    cls: int,
+) -> Prepared:
+    """Slots of the given kinds (numbers of `Kind`), for tokens such as `x`; `serves(x)` must hold."""
+    rows, tokens, width = x.shape
+    total = None
+    if share is not None:
+        share = share.to(torch.float32).contiguous()
+        total = share.sum(1)
+    numbers = (ctypes.c_int32 * len(kinds))(*kinds)
+    job = _Job(
+        *(None, mask.data_ptr(), _address(share), _address(total), None, None, ctypes.addressof(numbers)),
+        *(rows, tokens, width, *x.stride()[:2], *mask.stride()),
+        *(0 if share is None else share.shape[2], len(kinds), cls, DTYPES[x.dtype], 0),
+    )
+    return Prepared(job, (rows, len(kinds), width), (mask, share, total, numbers))
+
+
+def _address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
 
 
 def pool(
@@ -113,30 +158,7 @@ def pool(
     cls: int,
 ) -> Float[Tensor, "R P D"]:
     """Slots of the given kinds (numbers of `Kind`) in float32; `serves(x)` must hold."""
-    function = state().function
-    assert function is not None
-    rows, tokens, width = x.shape
-    out = torch.empty(rows, len(kinds), width, dtype=torch.float32, device="cpu")
-    if not out.numel():
-        return out
-    segments = 0
-    total = None
-    if share is not None:
-        share = share.to(torch.float32).contiguous()
-        total, segments = share.sum(1), share.shape[2]
-    codes = (ctypes.c_int32 * len(kinds))(*kinds)
-    job = _Job(
-        *(x.data_ptr(), mask.data_ptr(), _address(share), _address(total), out.data_ptr(), ctypes.addressof(codes)),
-        *(rows, tokens, width, x.stride(0), x.stride(1), mask.stride(0), mask.stride(1)),
-        *(segments, len(kinds), cls, DTYPES[x.dtype], torch.get_num_threads()),
-    )
-    if function(ctypes.byref(job)):
-        raise MemoryError("no memory for the accumulators of pooling")
-    return out
-
-
-def _address(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()
+    return prepare(x, mask, share, kinds, cls).pool(x)[0]
 
 
 def _without(reason: str) -> Native:
@@ -196,13 +218,16 @@ def _load(path: Path) -> Callable[..., int] | None:
         function = ctypes.CDLL(str(path)).tsprobe_pool
     except (OSError, AttributeError):
         return None
-    function.argtypes, function.restype = (ctypes.POINTER(_Job),), ctypes.c_int
-    x, mask = torch.tensor([1.0, 3.0, 8.0], device="cpu"), torch.tensor([True, True, False], device="cpu")
-    out = torch.empty(7, dtype=torch.float32, device="cpu")
-    codes = (ctypes.c_int32 * 7)(*range(7))
-    job = _Job(
-        *(x.data_ptr(), mask.data_ptr(), None, None, out.data_ptr(), ctypes.addressof(codes)),
-        *(1, 3, 1, 3, 1, 3, 1, 0, 7, 2, 0, 1),
-    )
-    right = function(ctypes.byref(job)) == 0 and out.tolist() == [2.0, 3.0, 1.0, 1.0, 1.0, 3.0, 8.0]
-    return function if right else None
+    function.argtypes, function.restype = (ctypes.POINTER(_Job), *[ctypes.c_void_p] * 3, ctypes.c_int32), ctypes.c_int
+    mask = torch.tensor([[True, True, False]], device=_CPU)
+    steps = torch.arange(80, dtype=torch.float32, device=_CPU) % 2 * 16  # dimensions apart, a whole strip and a part
+    tokens = torch.tensor([1.0, 3.0, 8.0], device=_CPU)[:, None] + steps
+    wanted = torch.tensor([2.0, 3.0, 1.0, 1.0, 1.0, 3.0, 8.0], device=_CPU)[:, None] + steps
+    wanted[3] = 1.0  # the deviation
+    for dtype in DTYPES:
+        x, out, weight = tokens.to(dtype)[None], torch.empty_like(wanted), torch.empty_like(wanted[:, 0])
+        prepared = prepare(x, mask, None, range(7), 2)
+        failed = function(prepared.job, x.data_ptr(), out.data_ptr(), weight.data_ptr(), 1)
+        if failed or not torch.equal(out, wanted) or weight.tolist() != [2.0] * 6 + [1.0]:
+            return None
+    return function

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
+from tsprobe.pooling.reference import widen
+
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
     from torch import Tensor
@@ -23,7 +25,7 @@ class Norm:
 
     def __call__(self, x: Float[Tensor, "R T D"]) -> Float[Tensor, "R T D"]:
         """Normalised tokens, in float32 (float64 for float64)."""
-        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        x = widen(x)
         if self.kind == "layer":
             x = x - x.mean(-1, keepdim=True)
         x = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps)
@@ -37,7 +39,7 @@ def attend(x: Float[Tensor, "R T D"], mask: Bool[Tensor, "R T"], query: Float[Te
 
     The products are not scaled: put 1 / sqrt(D) into the query where it is wanted.
     """
-    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    x = widen(x)
     kept = torch.where(mask[..., None], x, 0.0)
     score = (kept @ query.to(x.dtype)).masked_fill(~mask, float("-inf"))
     score = torch.where(mask.any(1)[:, None], score, 0.0)  # a softmax over nothing would be NaN

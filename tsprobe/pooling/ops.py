@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from tsprobe.errors import EncoderError, SpecError
-from tsprobe.pooling import blocked, gradient, native, reference
+from tsprobe.pooling import blocked, direct, gradient, native, reference
 from tsprobe.pooling.kinds import codes
 from tsprobe.pooling.norm import Norm, attend
 from tsprobe.pooling.slots import Slots
 from tsprobe.types import TokenMap
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from jaxtyping import Float
 
@@ -43,24 +43,32 @@ def pool(
     series are merged. `spans` are the borders of the K segments in steps of this window. With a `norm`, tokens are
     normalised before they are pooled; with a `query`, one more slot stands behind the others: the mean of the tokens
     weighted by the softmax of their product with it, whose weight is the number of real tokens.
+    A token map and borders must stay as they are once used: what follows from them is kept for the other layers.
     `path` is one of `PATHS`; "triton" on a CPU needs `TRITON_INTERPRET=1` in the environment.
 
     Differentiable in `x` (see `gradient` for ties and a deviation of 0); where a norm or a query is given and
     gradients are wanted, by plain torch. Raises `EncoderError` for shapes that do not fit, `SpecError` for a path
     that does not serve `x`.
     """
-    _check(x, tokens, slots, spans)
     compiling = torch.compiler.is_compiling()  # then the operator chooses, where and when it runs
+    plain = norm is None and query is None
+    if plain and not compiling and (prepared := direct.recall(x, tokens, slots, spans, path)) is not None:
+        return prepared.pool(x)
+    _check(x, tokens, slots, spans)
     chosen = "auto" if compiling and path == "auto" and _fusable(x) else _choose(x, path)
-    if chosen == "reference" or ((norm is not None or query is not None) and _wants_gradient(x, norm, query)):
+    if chosen == "reference" or (not plain and _wants_gradient(x, norm, query)):
         return _plain(x, tokens, slots, spans, norm, query)
     share = None if spans is None or not slots.segments else _shares(tokens, spans)
+    if plain and not compiling and chosen == "native" and direct.allowed(x, tokens.mask):
+        prepared = native.prepare(x, tokens.mask, share, codes(slots.kinds), tokens.cls or 0)
+        direct.keep(prepared, x, tokens, slots, spans, path)
+        return prepared.pool(x)
     weight = _weights(tokens, slots, share, more=query is not None)
-    if norm is None and query is None:
-        return torch.ops.tsprobe.pool(x, tokens.mask, share, codes(slots), tokens.cls or 0, path), weight
+    if plain:
+        return torch.ops.tsprobe.pool(x, tokens.mask, share, codes(slots.kinds), tokens.cls or 0, path), weight
     kind, *vectors = ("", None, None, 0.0) if norm is None else (norm.kind, norm.weight, norm.bias, norm.eps)
     op = torch.ops.tsprobe.pool_normed
-    return op(x, tokens.mask, share, codes(slots), tokens.cls or 0, path, kind, *vectors, query), weight
+    return op(x, tokens.mask, share, codes(slots.kinds), tokens.cls or 0, path, kind, *vectors, query), weight
 
 
 def path_used(x: Tensor) -> str:
@@ -88,11 +96,13 @@ def _choose(x: Tensor, path: str) -> str:
     if path == "auto":
         if not _fusable(x):
             return "reference"
-        if x.device.type == "cuda":
+        if x.is_cuda:
             return "triton" if _adjacent(x) and _has_triton(x.dtype, x.device.index) else "reference"
         return "native" if native.serves(x) else "blocked torch"
     serves = {
-        "triton": _fusable(x) and _adjacent(x) and (x.is_cuda or os.environ.get("TRITON_INTERPRET") == "1"),
+        "triton": _fusable(x)
+        and _adjacent(x)
+        and (_has_triton(x.dtype, x.device.index) if x.is_cuda else os.environ.get("TRITON_INTERPRET") == "1"),
         "native": _fusable(x) and native.serves(x),
         "blocked torch": _fusable(x),
         "reference": True,
@@ -103,7 +113,7 @@ def _choose(x: Tensor, path: str) -> str:
 
 
 def _fusable(x: Tensor) -> bool:
-    return x.layout == torch.strided and x.dtype in native.DTYPES and x.device.type in ("cpu", "cuda")
+    return x.layout == torch.strided and x.dtype in native.DTYPES and (x.is_cpu or x.is_cuda)
 
 
 def _adjacent(x: Tensor) -> bool:
@@ -161,7 +171,7 @@ def _run(
     x: Tensor,
     mask: Tensor,
     share: Tensor | None,
-    kinds: list[int],
+    kinds: Sequence[int],
     cls: int,
     path: str,
     norm: Norm | None,

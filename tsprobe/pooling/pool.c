@@ -1,17 +1,21 @@
-/* One read of the tokens gives every statistic. Plain C99 with optional OpenMP; loaded through ctypes by native.py.
+/* One read of the tokens gives every statistic. Plain C with optional OpenMP; loaded through ctypes by native.py.
  *
- * Tokens are taken eight at a time and a block of dimensions at a time, so that each loaded value is used for all
- * statistics while it is in a register. Within the eight, deviations are taken from the first token, which keeps the
- * sum of squares well conditioned (cancellation is bounded by eight, whatever the mean); the eights are merged in
- * double by the parallel variance formula (Chan, Golub and LeVeque 1983).
+ * Tokens are taken eight at a time and 64 dimensions (a strip) at a time, so that each loaded value is used for all
+ * statistics while it is in a register. Sums and squares are kept in float32 as deviations from a shift: the first
+ * token, then the mean so far. After every 32 tokens they are merged in double by the parallel variance formula (Chan,
+ * Golub and LeVeque 1983): cancellation is bounded by the number of tokens between merges, whatever the mean.
  *
- * The fast loop assumes finite values. Where a block turns out not to have them, it is read again by a plain loop in
+ * The fast loop assumes finite values. Where a strip turns out not to have them, it is read again by a plain loop in
  * double, which propagates NaN and infinities as the definition does.
  */
 #include <math.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#ifdef __F16C__
+#include <immintrin.h>
+#endif
 #ifdef _OPENMP
 #include <omp.h>
 #define this_thread() omp_get_thread_num()
@@ -22,34 +26,52 @@
 enum { MEAN, MAX, MIN, STD, FIRST, LAST, CLS, SEGMENT };
 enum { FLOAT32, BFLOAT16, FLOAT16 };
 #define GROUP 8
+#define LONG 32    /* tokens between merges in double */
+#define STRIP 64   /* dimensions that are read together */
+#define HALF (STRIP / 2)
 #define BLOCK 1024 /* dimensions at a time: eight tokens and all accumulators of a block stay in the first two caches */
 #define SERIAL (1 << 16) /* values below which threads cost more than they give */
-#define STEP 64    /* dimensions between which the next eight tokens are fetched: rows are too short for the hardware */
+#define LINE 64    /* bytes: accumulators that cross a line of the cache halve the speed of the whole loop */
+#define ceiling(a, b) (((a) + (b) - 1) / (b))
+#define inlined static inline __attribute__((always_inline))
+#define apart static __attribute__((noinline)) /* in one large function the pointers would be spilled at every step */
 
 typedef struct {
-    const char *x;            /* [R, T, D], dimensions adjacent */
+    const char *x;            /* [R, T, D], dimensions adjacent; this, out, weight and threads as each call says */
     const uint8_t *mask;      /* [R, T] */
     const float *share;       /* [R, T, K], contiguous; NULL without segments */
     const float *total;       /* [R, K], contiguous */
     float *out;               /* [R, P, D], contiguous */
+    float *weight;            /* [R, P], contiguous */
     const int32_t *kinds;     /* [P] */
     int64_t rows, tokens, width, x_row, x_token, mask_row, mask_token, segments, slots, cls;
     int32_t dtype, threads;
 } Job;
 
+/* Of one strip. Lanes stand in the order of dimensions, or, where bfloat16 is `paired`, the even ones before the odd. */
 typedef struct {
-    double mean[BLOCK], m2[BLOCK];
-    float largest[BLOCK], smallest[BLOCK];
-    double *segment; /* [K, BLOCK] */
+    _Alignas(LINE) float shift[STRIP];
+    float sum[STRIP], square[STRIP], largest[STRIP], smallest[STRIP];
+    double mean[STRIP], m2[STRIP];
+    int64_t n, paired; /* dimensions; STRIP but for the last strip */
+} Strip;
+
+typedef struct {
+    Strip strip[BLOCK / STRIP];
+    float wide[GROUP][STRIP]; /* tokens in float32, where the loop cannot read them as they lie */
 } Scratch;
 
-static inline float from_bits(uint32_t bits) {
+typedef struct {
+    int64_t count, first, last; /* real tokens */
+} Found;
+
+inlined float from_bits(uint32_t bits) {
     float value;
     memcpy(&value, &bits, 4);
     return value;
 }
 
-static inline __attribute__((always_inline)) float load(const void *p, int64_t i, int dtype) {
+inlined float load(const void *p, int64_t i, int dtype) {
     if (dtype == FLOAT32) return ((const float *)p)[i];
     uint32_t h = ((const uint16_t *)p)[i];
     if (dtype == BFLOAT16) return from_bits(h << 16);
@@ -61,86 +83,149 @@ static inline __attribute__((always_inline)) float load(const void *p, int64_t i
     return from_bits(bits | special | (h & 0x8000u) << 16);
 }
 
-typedef struct {
-    double count, part, w, w2; /* tokens of the group, one over it, their share of all tokens so far, and w * before */
-} Weights;
-
-static Weights weigh(int64_t count, int64_t before) {
-    double w = (double)count / (double)(before + count);
-    return (Weights){(double)count, 1.0 / (double)count, w, w * (double)before};
+/* n dimensions at p in float32 */
+inlined void widen(const void *p, int64_t n, float *restrict to, int dtype) {
+    int64_t d = 0;
+#ifdef __F16C__
+    for (; dtype == FLOAT16 && d + 8 <= n; d += 8)
+        _mm256_storeu_ps(to + d, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)((const uint16_t *)p + d))));
+#endif
+    if (dtype == FLOAT32) memcpy(to, p, (size_t)n * 4);
+    else if (dtype == BFLOAT16) for (; d < n; d++) to[d] = load(p, d, BFLOAT16);
+    else for (; d < n; d++) to[d] = load(p, d, FLOAT16);
 }
 
-/* Merge up to GROUP tokens at p into the statistics of dimensions from..to; missing places repeat the first token. */
-static inline __attribute__((always_inline)) void merge(const void *const *p, int64_t d0, int64_t from, int64_t to,
-        Weights weights, Scratch *restrict s, int dtype, int spread, int largest, int smallest) {
-    const double count = weights.count, part = weights.part, w = weights.w, w2 = weights.w2;
-    const void *p0 = p[0], *p1 = p[1], *p2 = p[2], *p3 = p[3], *p4 = p[4], *p5 = p[5], *p6 = p[6], *p7 = p[7];
-#pragma GCC ivdep
-    for (int64_t d = from; d < to; d++) {
-        float x0 = load(p0, d0 + d, dtype), x1 = load(p1, d0 + d, dtype), x2 = load(p2, d0 + d, dtype);
-        float x3 = load(p3, d0 + d, dtype), x4 = load(p4, d0 + d, dtype), x5 = load(p5, d0 + d, dtype);
-        float x6 = load(p6, d0 + d, dtype), x7 = load(p7, d0 + d, dtype);
-        if (largest) {
-            float a = x0 > x1 ? x0 : x1, b = x2 > x3 ? x2 : x3, c = x4 > x5 ? x4 : x5, e = x6 > x7 ? x6 : x7;
-            a = a > b ? a : b, c = c > e ? c : e, a = a > c ? a : c;
-            s->largest[d] = a > s->largest[d] ? a : s->largest[d];
-        }
-        if (smallest) {
-            float a = x0 < x1 ? x0 : x1, b = x2 < x3 ? x2 : x3, c = x4 < x5 ? x4 : x5, e = x6 < x7 ? x6 : x7;
-            a = a < b ? a : b, c = c < e ? c : e, a = a < c ? a : c;
-            s->smallest[d] = a < s->smallest[d] ? a : s->smallest[d];
-        }
-        x1 -= x0, x2 -= x0, x3 -= x0, x4 -= x0, x5 -= x0, x6 -= x0, x7 -= x0;
-        double moved = (double)(((x1 + x2) + (x3 + x4)) + ((x5 + x6) + x7)) * part;
-        double delta = (double)x0 + moved - s->mean[d];
-        s->mean[d] += delta * w;
-        if (spread) {
-            float q = ((x1 * x1 + x2 * x2) + (x3 * x3 + x4 * x4)) + ((x5 * x5 + x6 * x6) + x7 * x7);
-            s->m2[d] += (double)q - moved * moved * count + delta * delta * w2;
-        }
+/* n dimensions, from d on, of each token of a group in float32, filled up to a strip with 0 */
+apart void widen_group(const char *const *token, int64_t held, int64_t d, int64_t n, int dtype, float (*wide)[STRIP],
+                       const void **p) {
+    for (int64_t j = 0; j < held; j++) {
+        const char *at = token[j] + d * (dtype == FLOAT32 ? 4 : 2);
+        p[j] = wide[j];
+        if (n == STRIP && dtype == FLOAT16) widen(at, STRIP, wide[j], FLOAT16);
+        else widen(at, n, wide[j], dtype), memset(wide[j] + n, 0, (size_t)(STRIP - n) * sizeof(float));
     }
 }
+
+typedef struct {
+    float shift, sum, square, largest, smallest;
+} Lane;
+
+inlined Lane take(const Strip *s, int d) {
+    return (Lane){s->shift[d], s->sum[d], s->square[d], s->largest[d], s->smallest[d]};
+}
+
+inlined Lane add(Lane a, float x, int spread, int largest, int smallest) {
+    if (largest) a.largest = x > a.largest ? x : a.largest;
+    if (smallest) a.smallest = x < a.smallest ? x : a.smallest;
+    x -= a.shift;
+    a.sum += x;
+    if (spread) a.square += x * x;
+    return a;
+}
+
+inlined void put(Strip *s, int d, Lane a, int spread, int largest, int smallest) {
+    s->sum[d] = a.sum;
+    if (spread) s->square[d] = a.square;
+    if (largest) s->largest[d] = a.largest;
+    if (smallest) s->smallest[d] = a.smallest;
+}
+
+/* Add `count` tokens, in float32, to the statistics of a strip. */
+inlined void add_floats(const void *const *p, Strip *restrict s, int count, int spread, int largest, int smallest) {
+    const float *q[GROUP];
+    for (int i = 0; i < count; i++) q[i] = p[i];
+    for (int d = 0; d < STRIP; d++) {
+        Lane a = take(s, d);
+#pragma GCC unroll 8
+        for (int i = 0; i < count; i++) a = add(a, q[i][d], spread, largest, smallest);
+        put(s, d, a, spread, largest, smallest);
+    }
+}
+
+/* The same in bfloat16, two dimensions a word: one operation makes a float of either, without any shuffle. */
+inlined void add_pairs(const void *const *p, Strip *restrict s, int count, int spread, int largest, int smallest) {
+    const char *q[GROUP];
+    for (int i = 0; i < count; i++) q[i] = p[i];
+    for (int d = 0; d < HALF; d++) {
+        Lane even = take(s, d), odd = take(s, d + HALF);
+#pragma GCC unroll 8
+        for (int i = 0; i < count; i++) {
+            uint32_t word;
+            memcpy(&word, q[i] + 4 * d, 4);
+            even = add(even, from_bits(word << 16), spread, largest, smallest);
+            odd = add(odd, from_bits(word & 0xffff0000u), spread, largest, smallest);
+        }
+        put(s, d, even, spread, largest, smallest);
+        put(s, d + HALF, odd, spread, largest, smallest);
+    }
+}
+
+typedef void Add(const void *const *, Strip *restrict);
+#define ADD(NAME, COUNT, SPREAD, LARGEST, SMALLEST) \
+    apart void NAME##_floats(const void *const *p, Strip *restrict s) { \
+        add_floats(p, s, COUNT, SPREAD, LARGEST, SMALLEST); \
+    } \
+    apart void NAME##_pairs(const void *const *p, Strip *restrict s) { \
+        add_pairs(p, s, COUNT, SPREAD, LARGEST, SMALLEST); \
+    }
+ADD(mean, GROUP, 0, 0, 0)
+ADD(spread, GROUP, 1, 0, 0)
+ADD(largest, GROUP, 1, 1, 0)
+ADD(extremes, GROUP, 1, 1, 1)
+ADD(single, 1, 1, 1, 1)
 
 /* Whatever is asked for beside the mean, the spread is computed too: it costs little, and halves what is compiled. */
-#define MERGE(DTYPE) \
-    (largest && smallest ? merge(p, d0, from, to, weights, s, DTYPE, 1, 1, 1)   \
-     : largest           ? merge(p, d0, from, to, weights, s, DTYPE, 1, 1, 0)   \
-     : smallest          ? merge(p, d0, from, to, weights, s, DTYPE, 1, 0, 1)   \
-     : spread            ? merge(p, d0, from, to, weights, s, DTYPE, 1, 0, 0)   \
-                         : merge(p, d0, from, to, weights, s, DTYPE, 0, 0, 0))
-
-static void merge_any(const void *const *p, int64_t d0, int64_t from, int64_t to, Weights weights, Scratch *s,
-                      int dtype, int spread, int largest, int smallest) {
-    if (dtype == FLOAT32) MERGE(FLOAT32);
-    else if (dtype == BFLOAT16) MERGE(BFLOAT16);
-    else MERGE(FLOAT16);
+static Add *adder(const int *asked, int paired) {
+    if (asked[MIN]) return paired ? extremes_pairs : extremes_floats;
+    if (asked[MAX]) return paired ? largest_pairs : largest_floats;
+    if (asked[STD]) return paired ? spread_pairs : spread_floats;
+    return paired ? mean_pairs : mean_floats;
 }
 
-static inline __attribute__((always_inline)) void share_out(const void *const *p, const float *w, int64_t d0, int64_t n,
-                                                            double *restrict segment, int dtype) {
-    const void *p0 = p[0], *p1 = p[1], *p2 = p[2], *p3 = p[3], *p4 = p[4], *p5 = p[5], *p6 = p[6], *p7 = p[7];
-    for (int64_t d = 0; d < n; d++)
-        segment[d] += ((w[0] * load(p0, d0 + d, dtype) + w[1] * load(p1, d0 + d, dtype)) +
-                       (w[2] * load(p2, d0 + d, dtype) + w[3] * load(p3, d0 + d, dtype))) +
-                      ((w[4] * load(p4, d0 + d, dtype) + w[5] * load(p5, d0 + d, dtype)) +
-                       (w[6] * load(p6, d0 + d, dtype) + w[7] * load(p7, d0 + d, dtype)));
-}
-
-/* Add the group to the segments that any of its tokens shares steps with. */
-static void add_segments(const Job *job, const void *const *p, const float *const *shares, int64_t count, int64_t d0,
-                         int64_t n, Scratch *s) {
-    for (int64_t k = 0; k < job->segments; k++) {
-        float w[GROUP] = {0}, any = 0;
-        for (int64_t i = 0; i < count; i++) any += w[i] = shares[i][k];
-        if (any == 0) continue;
-        if (job->dtype == FLOAT32) share_out(p, w, d0, n, s->segment + k * BLOCK, FLOAT32);
-        else if (job->dtype == BFLOAT16) share_out(p, w, d0, n, s->segment + k * BLOCK, BFLOAT16);
-        else share_out(p, w, d0, n, s->segment + k * BLOCK, FLOAT16);
+/* Merge what was added since the last time, `tokens` of them after `before` others. */
+apart void settle(int64_t tokens, int64_t before, Strip *restrict s) {
+    const double count = (double)tokens, part = 1 / count;
+    const double w = count / (double)(before + tokens), w2 = w * (double)before;
+    for (int d = 0; d < STRIP; d++) {
+        double moved = (double)s->sum[d] * part, delta = (double)s->shift[d] - s->mean[d] + moved;
+        double mean = s->mean[d] + delta * w;
+        s->mean[d] = mean;
+        s->m2[d] += (double)s->square[d] - moved * moved * count + delta * delta * w2;
+        s->shift[d] = (float)mean;
+        s->sum[d] = s->square[d] = 0;
     }
 }
 
-static const void *token_at(const Job *job, int64_t r, int64_t t) {
-    return job->x + (r * job->x_row + t * job->x_token) * (job->dtype == FLOAT32 ? 4 : 2);
+/* Begin with the first token. */
+static void begin(const char *p, Strip *s) {
+    if (!s->paired) memcpy(s->shift, p, sizeof s->shift);
+    else for (int d = 0; d < HALF; d++) {
+        uint32_t word;
+        memcpy(&word, p + 4 * d, 4);
+        s->shift[d] = from_bits(word << 16), s->shift[d + HALF] = from_bits(word & 0xffff0000u);
+    }
+}
+
+static void in_order(const Strip *s, const float *lanes, float *restrict out) {
+    if (!s->paired) memcpy(out, lanes, (size_t)s->n * sizeof(float));
+    else for (int d = 0; d < HALF; d++) out[2 * d] = lanes[d], out[2 * d + 1] = lanes[d + HALF];
+}
+
+/* Add the group to the segments [K, STRIP] that any of its tokens shares steps with. */
+static void add_segments(const void *const *p, const float *const *shares, int64_t held, int64_t segments,
+                         double *restrict segment) {
+    for (int64_t k = 0; k < segments; k++, segment += STRIP) {
+        float any = 0, sum[STRIP] = {0};
+        for (int64_t i = 0; i < held; i++) any += shares[i][k];
+        if (any == 0) continue;
+        for (int64_t i = 0; i < held; i++)
+            for (int d = 0; d < STRIP; d++) sum[d] += shares[i][k] * ((const float *)p[i])[d];
+        for (int d = 0; d < STRIP; d++) segment[d] += sum[d];
+    }
+}
+
+static const char *token_at(const Job *job, int64_t r, int64_t t, int64_t d) {
+    return job->x + (r * job->x_row + t * job->x_token + d) * (job->dtype == FLOAT32 ? 4 : 2);
 }
 
 static int is_real(const Job *job, int64_t r, int64_t t) {
@@ -148,19 +233,19 @@ static int is_real(const Job *job, int64_t r, int64_t t) {
 }
 
 /* Fetch n dimensions of the next GROUP tokens to the second cache. Inlined, or gcc drops it as having no effect. */
-static inline __attribute__((always_inline)) void prefetch(const Job *job, int64_t r, int64_t t, int64_t d0, int64_t n) {
+inlined void prefetch(const Job *job, int64_t r, int64_t t, int64_t d, int64_t n) {
     int64_t size = job->dtype == FLOAT32 ? 4 : 2, end = t + GROUP < job->tokens ? t + GROUP : job->tokens;
     for (; t < end; t++) {
-        const char *p = (const char *)token_at(job, r, t) + d0 * size;
-        for (int64_t i = 0; i < n * size; i += 64) __builtin_prefetch(p + i, 0, 2);
+        const char *p = token_at(job, r, t, d);
+        for (int64_t i = 0; i < n * size; i += LINE) __builtin_prefetch(p + i, 0, 2);
     }
 }
 
 /* Whether any value is NaN or infinite; by its bits, which the compiler turns into vectors. */
-static int64_t not_finite(const double *values, int64_t n) {
+static int64_t not_finite(const double *values) {
     const uint64_t exponent = 0x7ff0000000000000u;
     uint64_t any = 0;
-    for (int64_t d = 0; d < n; d++) {
+    for (int d = 0; d < STRIP; d++) {
         uint64_t bits;
         memcpy(&bits, values + d, 8);
         any |= (bits & exponent) == exponent;
@@ -168,119 +253,140 @@ static int64_t not_finite(const double *values, int64_t n) {
     return (int64_t)any;
 }
 
-static void clear(const Job *job, int64_t n, Scratch *s) {
-    memset(s->mean, 0, (size_t)n * sizeof(double));
-    memset(s->m2, 0, (size_t)n * sizeof(double));
-    for (int64_t d = 0; d < n; d++) s->largest[d] = -INFINITY, s->smallest[d] = INFINITY;
-    if (job->segments) memset(s->segment, 0, (size_t)job->segments * BLOCK * sizeof(double));
+static void clear(int64_t segments, Strip *s, double *segment) {
+    memset(s, 0, offsetof(Strip, n));
+    for (int d = 0; d < STRIP; d++) s->largest[d] = -INFINITY, s->smallest[d] = INFINITY;
+    if (segments) memset(segment, 0, (size_t)(segments * STRIP) * sizeof(double));
 }
 
-/* Statistics of one block by the definition, for values that are not finite or overflow; slow and rare. */
-static void reread(const Job *job, int64_t r, int64_t d0, int64_t n, int64_t count, Scratch *s) {
-    clear(job, n, s);
+/* Statistics of one strip by the definition, for values that are not finite or overflow; slow and rare. */
+static void reread(const Job *job, int64_t r, int64_t d0, int64_t count, Strip *s, double *segment) {
+    float x[STRIP];
+    clear(job->segments, s, segment);
+    s->paired = 0;
     for (int64_t t = 0; t < job->tokens; t++) {
         if (!is_real(job, r, t)) continue;
-        const void *p = token_at(job, r, t);
-        for (int64_t d = 0; d < n; d++) {
-            float x = load(p, d0 + d, job->dtype);
-            s->mean[d] += x;
-            if (x > s->largest[d] || isnan(x)) s->largest[d] = x; /* nothing is larger than NaN: it stays */
-            if (x < s->smallest[d] || isnan(x)) s->smallest[d] = x;
+        widen(token_at(job, r, t, d0), s->n, x, job->dtype);
+        for (int64_t d = 0; d < s->n; d++) {
+            s->mean[d] += x[d];
+            if (x[d] > s->largest[d] || isnan(x[d])) s->largest[d] = x[d]; /* nothing is larger than NaN: it stays */
+            if (x[d] < s->smallest[d] || isnan(x[d])) s->smallest[d] = x[d];
             for (int64_t k = 0; k < job->segments; k++)
-                s->segment[k * BLOCK + d] += (double)job->share[(r * job->tokens + t) * job->segments + k] * x;
+                segment[k * STRIP + d] += (double)job->share[(r * job->tokens + t) * job->segments + k] * x[d];
         }
     }
-    for (int64_t d = 0; d < n; d++) s->mean[d] /= (double)count;
+    for (int64_t d = 0; d < s->n; d++) s->mean[d] /= (double)count;
     for (int64_t t = 0; t < job->tokens; t++) {
         if (!is_real(job, r, t)) continue;
-        const void *p = token_at(job, r, t);
-        for (int64_t d = 0; d < n; d++) {
-            double deviation = load(p, d0 + d, job->dtype) - s->mean[d];
-            s->m2[d] += deviation * deviation;
-        }
+        widen(token_at(job, r, t, d0), s->n, x, job->dtype);
+        for (int64_t d = 0; d < s->n; d++) s->m2[d] += (x[d] - s->mean[d]) * (x[d] - s->mean[d]);
     }
 }
 
-static void copy_token(const Job *job, int64_t r, int64_t t, int64_t d0, int64_t n, float *out) {
-    const void *p = token_at(job, r, t);
-    for (int64_t d = 0; d < n; d++) out[d] = load(p, d0 + d, job->dtype);
-}
-
-static void write_slots(const Job *job, int64_t r, int64_t d0, int64_t n, int64_t count, int64_t first, int64_t last,
-                        const Scratch *s) {
-    int64_t k = 0;
+static void write_slots(const Job *job, int64_t r, int64_t d0, Found found, const Strip *s, const double *segment) {
+    const float *total = job->total + r * job->segments;
+    const double part = 1 / (double)found.count;
+    const size_t bytes = (size_t)s->n * sizeof(float);
+    float lanes[STRIP];
     for (int64_t i = 0; i < job->slots; i++) {
         float *out = job->out + (r * job->slots + i) * job->width + d0;
         int kind = job->kinds[i];
-        int64_t segment = kind == SEGMENT ? k++ : 0;
-        if (kind == CLS) copy_token(job, r, job->cls, d0, n, out);
-        else if (!count) memset(out, 0, (size_t)n * sizeof(float));
-        else if (kind == FIRST || kind == LAST) copy_token(job, r, kind == FIRST ? first : last, d0, n, out);
-        else if (kind == MAX || kind == MIN) memcpy(out, kind == MAX ? s->largest : s->smallest, (size_t)n * 4);
-        else if (kind == MEAN) for (int64_t d = 0; d < n; d++) out[d] = (float)s->mean[d];
-        else if (kind == STD)
-            for (int64_t d = 0; d < n; d++) out[d] = sqrtf(s->m2[d] < 0 ? 0 : (float)(s->m2[d] / (double)count));
-        else {
-            double total = job->total[r * job->segments + segment];
-            for (int64_t d = 0; d < n; d++)
-                out[d] = (float)(s->segment[segment * BLOCK + d] / (total > 0 ? total : 1));
+        if (kind == CLS || (found.count && (kind == FIRST || kind == LAST))) {
+            int64_t t = kind == CLS ? job->cls : kind == FIRST ? found.first : found.last;
+            widen(token_at(job, r, t, d0), s->n, out, job->dtype);
+        } else if (!found.count) memset(out, 0, bytes);
+        else if (kind == MAX || kind == MIN) in_order(s, kind == MAX ? s->largest : s->smallest, out);
+        else if (kind == SEGMENT) {
+            double steps = *total > 0 ? *total : 1;
+            for (int64_t d = 0; d < s->n; d++) out[d] = (float)(segment[d] / steps);
+            segment += STRIP, total++;
+        } else {
+            if (kind == MEAN) for (int d = 0; d < STRIP; d++) lanes[d] = (float)s->mean[d];
+            else for (int d = 0; d < STRIP; d++) lanes[d] = sqrtf(s->m2[d] < 0 ? 0 : (float)(s->m2[d] * part));
+            in_order(s, lanes, out);
         }
     }
 }
 
-static void pool_block(const Job *job, int64_t r, int64_t d0, int64_t n, const int *asked, Scratch *s) {
+static void write_weights(const Job *job, int64_t r, int64_t count) {
+    const float *total = job->total + r * job->segments;
+    for (int64_t i = 0; i < job->slots; i++) {
+        int kind = job->kinds[i];
+        job->weight[r * job->slots + i] = kind == CLS ? 1 : kind == SEGMENT ? *total++ : (float)count;
+    }
+}
+
+/* Pool row r from dimension d0 on; `segments` are accumulators [BLOCK / STRIP, K, STRIP]. */
+static void pool_block(const Job *job, int64_t r, int64_t d0, int64_t width, const int *asked, Scratch *s,
+                       double *segments) {
+    const char *token[GROUP];
     const void *p[GROUP];
     const float *shares[GROUP];
-    int64_t count = 0, held = 0, first = -1, last = -1;
-    clear(job, n, s);
+    const int64_t strips = ceiling(width, STRIP), k = job->segments, size = job->dtype == FLOAT32 ? 4 : 2;
+    int64_t held = 0, open = 0; /* tokens that wait for a full group; tokens added since the last merge */
+    Found found = {0, -1, -1};
+    for (int64_t i = 0; i < strips; i++) {
+        clear(k, s->strip + i, segments + i * k * STRIP);
+        s->strip[i].n = width - i * STRIP < STRIP ? width - i * STRIP : STRIP;
+        s->strip[i].paired = job->dtype == BFLOAT16 && !k && s->strip[i].n == STRIP;
+    }
     for (int64_t t = 0; t <= job->tokens; t++) {
         if (t < job->tokens && is_real(job, r, t)) {
-            if (first < 0) first = t;
-            last = t;
-            p[held] = token_at(job, r, t);
-            if (job->segments) shares[held] = job->share + (r * job->tokens + t) * job->segments;
+            if (found.first < 0) found.first = t;
+            found.last = t;
+            token[held] = token_at(job, r, t, d0);
+            if (k) shares[held] = job->share + (r * job->tokens + t) * k;
             held++;
         }
-        if (held == GROUP || (t == job->tokens && held)) {
-            for (int64_t i = held; i < GROUP; i++) p[i] = p[0];
-            Weights weights = weigh(held, count);
-            for (int64_t d = 0; asked[MEAN] && d < n; d += STEP) {
-                int64_t to = d + STEP < n ? d + STEP : n;
-                prefetch(job, r, t + 1, d0 + d, to - d);
-                merge_any(p, d0, d, to, weights, s, job->dtype, asked[STD], asked[MAX], asked[MIN]);
-            }
-            if (job->segments) add_segments(job, p, shares, held, d0, n, s);
-            count += held, held = 0;
+        if (held < GROUP && (t < job->tokens || !held)) continue;
+        const int64_t settles = open >= LONG && held == GROUP;
+        for (int64_t i = 0; asked[MEAN] && i < strips; i++) {
+            Strip *strip = s->strip + i;
+            prefetch(job, r, t + 1, d0 + i * STRIP, strip->n);
+            if (strip->paired || (job->dtype == FLOAT32 && strip->n == STRIP))
+                for (int64_t j = 0; j < held; j++) p[j] = token[j] + i * STRIP * size;
+            else widen_group(token, held, i * STRIP, strip->n, job->dtype, s->wide, p);
+            if (!found.count) begin(p[0], strip);
+            if (settles) settle(open, found.count - open, strip);
+            if (held == GROUP) adder(asked, (int)strip->paired)(p, strip);
+            else for (int64_t j = 0; j < held; j++) (strip->paired ? single_pairs : single_floats)(p + j, strip);
+            if (k) add_segments(p, shares, held, k, segments + i * k * STRIP);
         }
+        found.count += held, open = settles ? held : open + held, held = 0;
     }
-    int64_t unbounded = not_finite(s->mean, n) | not_finite(s->m2, n);
-    for (int64_t k = 0; k < job->segments; k++) unbounded |= not_finite(s->segment + k * BLOCK, n);
-    if (unbounded) reread(job, r, d0, n, count, s);
-    write_slots(job, r, d0, n, count, first, last, s);
+    for (int64_t i = 0; i < strips; i++) {
+        Strip *strip = s->strip + i;
+        double *segment = segments + i * k * STRIP;
+        if (open) settle(open, found.count - open, strip);
+        int64_t unbounded = not_finite(strip->mean) | not_finite(strip->m2);
+        for (int64_t j = 0; j < k; j++) unbounded |= not_finite(segment + j * STRIP);
+        if (unbounded) reread(job, r, d0 + i * STRIP, found.count, strip, segment);
+        write_slots(job, r, d0 + i * STRIP, found, strip, segment);
+    }
+    if (!d0) write_weights(job, r, found.count);
 }
 
-/* Fill job->out; 0 on success, 1 where memory for the accumulators was refused. */
-int tsprobe_pool(const Job *job) {
+/* Fill out and weight; 0 on success, 1 where memory for the segments was refused. */
+int tsprobe_pool(const Job *prepared, const void *x, void *out, void *weight, int32_t threads) {
+    static _Thread_local Scratch scratch;
+    Job all = *prepared, *job = &all;
+    all.x = x, all.out = out, all.weight = weight, all.threads = threads;
     int asked[SEGMENT + 1] = {0};
     for (int64_t i = 0; i < job->slots; i++) asked[job->kinds[i]] = 1;
     asked[MEAN] |= asked[MAX] || asked[MIN] || asked[STD] || asked[SEGMENT]; /* shows what is not finite */
-    int64_t blocks = (job->width + BLOCK - 1) / BLOCK;
-    while (job->rows * blocks < job->threads && job->width / (blocks + 1) >= 64) blocks++;
-    int64_t step = ((job->width + blocks - 1) / blocks + 15) / 16 * 16;
-    int64_t items = job->rows * blocks, team = job->rows * job->tokens * job->width < SERIAL ? 1 : job->threads;
-    Scratch *scratch = malloc((size_t)team * sizeof(Scratch));
-    double *segments = malloc((size_t)(team * job->segments * BLOCK + 1) * sizeof(double));
-    if (!scratch || !segments) {
-        free(scratch), free(segments);
-        return 1;
-    }
-    for (int64_t i = 0; i < team; i++) scratch[i].segment = segments + i * job->segments * BLOCK;
+    int64_t blocks = job->width ? ceiling(job->width, BLOCK) : 1;
+    while (job->rows * blocks < threads && job->width / (blocks + 1) >= STRIP) blocks++;
+    int64_t step = ceiling(ceiling(job->width, blocks), STRIP) * STRIP;
+    int64_t items = job->rows * blocks, team = job->rows * job->tokens * job->width < SERIAL ? 1 : threads;
+    double *segments = job->segments ? malloc((size_t)(team * job->segments * BLOCK) * sizeof(double)) : NULL;
+    if (job->segments && !segments) return 1;
     /* Shared out as threads come for more: where one waits for a processor, the others do its part. */
-#pragma omp parallel for schedule(dynamic, 1) if (team > 1) num_threads(job->threads)
+#pragma omp parallel for schedule(dynamic, 1) if (team > 1) num_threads(threads)
     for (int64_t i = 0; i < items; i++) {
         int64_t d0 = i % blocks * step, n = job->width - d0 < step ? job->width - d0 : step;
-        if (n > 0) pool_block(job, i / blocks, d0, n, asked, scratch + this_thread());
+        double *segment = segments ? segments + this_thread() * job->segments * BLOCK : NULL;
+        if (n > 0 || !d0) pool_block(job, i / blocks, d0, n, asked, &scratch, segment);
     }
-    free(scratch), free(segments);
+    free(segments);
     return 0;
 }

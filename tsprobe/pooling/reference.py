@@ -26,9 +26,11 @@ def pool(
     Gives the pooled slots, in float32 (float64 for float64 input), and the weight of each, with which windows of
     one series are merged. A token counts for a segment by the steps that it shares with it; `spans` are the borders
     of the K segments in steps of this window. A row without a real token, and a segment without one, is all zeros
-    and has weight 0. A NaN in a real token makes its own row NaN and no other.
+    and has weight 0; so is every row where T is 0. No rows give no rows. A NaN in a real token makes its own row NaN
+    and no other; of infinities, extremes and single tokens stay what they are, a mean is infinite (NaN of both signs)
+    and a standard deviation NaN. Integers are taken as float32. Raises `EncoderError` for complex or sparse tokens.
     """
-    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    x = widen(x)
     mask = tokens.mask
     count = mask.sum(1, dtype=x.dtype)  # [R]
     weight = count[:, None].expand(-1, len(slots)).clone()  # [R, P]
@@ -56,7 +58,16 @@ def pool(
     return out, weight
 
 
+def widen(x: Float[Tensor, "R T D"]) -> Float[Tensor, "R T D"]:
+    """Tokens in the type that pooling counts in: float64 as it is, all other real numbers in float32."""
+    if x.layout != torch.strided or x.dtype.is_complex:
+        raise EncoderError(f"tokens to be pooled must be real numbers in a dense tensor, not {x.dtype} ({x.layout})")
+    return x if x.dtype == torch.float64 else x.to(torch.float32)
+
+
 def _extreme(x: Tensor, mask: Tensor, *, largest: bool) -> Tensor:
+    if not x.shape[1]:
+        return x.new_zeros(x.shape[0], x.shape[2])
     filler = float("-inf") if largest else float("inf")
     masked = torch.where(mask[..., None], x, filler)
     value = masked.amax(1) if largest else masked.amin(1)
@@ -64,6 +75,8 @@ def _extreme(x: Tensor, mask: Tensor, *, largest: bool) -> Tensor:
 
 
 def _end(kept: Tensor, mask: Tensor, *, first: bool) -> Tensor:
+    if not kept.shape[1]:
+        return kept.new_zeros(kept.shape[0], kept.shape[2])
     real = mask.to(torch.int8)
     index = real.argmax(1) if first else mask.shape[1] - 1 - real.flip(1).argmax(1)
     value = kept[torch.arange(len(kept), device=kept.device), index]
