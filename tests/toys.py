@@ -53,3 +53,14 @@ class StepsEncoder(Encoder):
         stop = torch.minimum(((index + 1) * PATCH).expand(b * c, -1), ends)
         stop = torch.where(real, stop, start)  # a masked token covers nothing
         return Inputs({"patches": values}, TokenMap(real, start, torch.maximum(stop, start), cls=0), rows=c)
+
+
+class Causal(nn.Module):
+    """A residual block that sees a token and the one before it: `[R, T, D]` to the same."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(width, width, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv(nn.functional.pad(x.transpose(1, 2), (1, 0))).transpose(1, 2).tanh()

@@ -1,4 +1,4 @@
-"""The command line: `tsprobe run | list | report | embed | doctor`."""
+"""The command line: `tsprobe run | list | report | embed | pretrain | doctor`."""
 
 from __future__ import annotations
 
@@ -138,6 +138,39 @@ def embed(
 
 
 @app.command()
+def pretrain(
+    config: Annotated[Path, typer.Argument(help="A YAML file; see configs/pretrain/jepa.yaml.")],
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Change a setting, e.g. --set steps=100.")
+    ] = None,
+    out: Out = None,
+    device: Device = None,
+    resume: Annotated[
+        bool, typer.Option("--resume/--fresh", help="Go on where a stopped run was, or forget it.")
+    ] = True,
+) -> None:
+    """Train a small encoder on generated series with one objective; all else is equal for every objective.
+
+    A run that was stopped goes on from its last checkpoint, to the same losses. The folder can be studied as zoo:DIR.
+    """
+    from tsprobe.pretraining import pretrain as fit
+    from tsprobe.pretraining import read_pretrain_spec
+    from tsprobe.study.progress import bars
+    from tsprobe.study.run import pick_device
+
+    spec = read_pretrain_spec(config, (*(set_ or ()), *([f"device={device}"] if device else ())))
+    folder = out or Path("runs") / config.stem
+    with bars() as stage:
+        about = fit(spec, folder, pick_device(spec.device), stage=stage, fresh=not resume)
+    _table(
+        ["step", "held-out loss", "trivial", "effective rank"],
+        [[str(x["step"]), f"{x['own']:.4f}", f"{x['trivial']:.4f}", str(x["rank_means"])] for x in about["held_out"]],
+    )
+    print(f"{about['series']} series, {about['tokens']} tokens, {about['hours']} h on {about['device']}")
+    print(f"encoder: zoo:{folder}")
+
+
+@app.command()
 def doctor() -> None:
     """Say what is installed, which devices work and whether a model hub is reachable. Exits with 1 if a part fails."""
     from tsprobe.doctor import examine
@@ -166,7 +199,18 @@ def _rows(kind: Kind) -> list[dict[str, Any]]:
     if kind is Kind.encoders:
         from tsprobe.encoders import list_encoders
 
-        return list_encoders()
+        worker = ", or TSPROBE_ALLOW_WORKERS=1"
+        return [
+            {
+                "name": row["name"],
+                "objective": row["objective"],
+                "blocks x width, parameters": row["sizes"],
+                "code": row["code_licence"],
+                "weights": row["weights_licence"],
+                "loads here": True if row["installed"] else f"no: {row['install']}{worker if row['in_worker'] else ''}",
+            }
+            for row in list_encoders()
+        ]
     if kind is Kind.tasks:
         from tsprobe.tasks import list_tasks
 
