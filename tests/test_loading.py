@@ -181,7 +181,8 @@ def test_names_and_arguments_for_modules_do_not_mix():
 def test_list_encoders_imports_no_model_package():
     code = (
         "import sys; from tsprobe.encoders import list_encoders; rows = list_encoders(); "
-        "print(sorted({'chronos', 'transformers', 'fracast', 'huggingface_hub'} & set(sys.modules)), len(rows))"
+        "models = {'chronos', 'transformers', 'fracast', 'huggingface_hub', 'sktime'}; "
+        "print(sorted(models & set(sys.modules)), len(rows))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("[] ")
@@ -213,7 +214,7 @@ THIRD_PARTY = """
 from tsprobe.encoders import Card
 
 class Zoo:
-    card = Card("zoo/NAME", "jepa", PACKAGE, "MIT", "MIT", "the last block")
+    card = Card("menagerie/NAME", "jepa", PACKAGE, "MIT", "MIT", "the last block")
 
     @staticmethod
     def load(source, **options):
@@ -222,15 +223,17 @@ class Zoo:
 
 
 def test_entry_points_bring_families(plug_in):
-    plug_in("zoo = third_party_encoders:Zoo", code=THIRD_PARTY.replace("PACKAGE", "None"))
-    assert load_encoder("zoo/jepa", size=3) == ("jepa", {"size": 3})
-    assert "zoo/NAME" in [row["name"] for row in list_encoders()]
+    plug_in("menagerie = third_party_encoders:Zoo", code=THIRD_PARTY.replace("PACKAGE", "None"))
+    assert load_encoder("menagerie/jepa", size=3) == ("jepa", {"size": 3})
+    assert "menagerie/NAME" in [row["name"] for row in list_encoders()]
 
 
 def test_a_family_without_its_package_says_what_to_install(plug_in):
-    plug_in("zoo = third_party_encoders:Zoo", code=THIRD_PARTY.replace("PACKAGE", "'no_such_package'"))
-    with pytest.raises(MissingPackageError, match=r"zoo/jepa needs the package 'no_such_package'.*pip install no_such"):
-        load_encoder("zoo/jepa")
+    plug_in("menagerie = third_party_encoders:Zoo", code=THIRD_PARTY.replace("PACKAGE", "'no_such_package'"))
+    with pytest.raises(
+        MissingPackageError, match=r"menagerie/jepa needs the package 'no_such_package'.*pip install no_such"
+    ):
+        load_encoder("menagerie/jepa")
 
 
 def test_a_name_claimed_twice_is_an_error(plug_in):

@@ -232,7 +232,7 @@ def test_folds_that_cannot_be():
 # ---- names
 
 
-LISTED = list_tasks()
+LISTED = [row for row in list_tasks() if row["here"]]  # speech needs packages that are not here
 
 
 @pytest.mark.parametrize("row", LISTED, ids=lambda row: row["name"])
@@ -271,7 +271,7 @@ def test_the_shipped_sets_are_those_described():
     listed = {
         row["name"]: (row["n_train"] + row["n_test"], row["channels"], row["length"], row["classes"])
         for row in LISTED
-        if not row["name"].startswith("process/")
+        if not row["name"].startswith(("process/", "speech/"))
     }
     plaid = listed.pop("ucr/PLAID")
     assert listed == described
@@ -382,7 +382,7 @@ def test_sources_of_other_packages(monkeypatch):
 
     monkeypatch.setattr(tasks, "entry_points", points)
     assert load_task("shop/a/b") == "loaded a/b"
-    assert len(list_tasks()) == 16  # this module has no list of its own, only ours by import
+    assert len(list_tasks()) == 21  # this module has no list of its own, only ours by import
     monkeypatch.setattr(tasks, "entry_points", lambda group: [EntryPoint("ucr", "other:load", group)])
     with pytest.raises(SpecError, match="two packages provide the tasks ucr/: tsprobe"):
         load_task("ucr/GunPoint")

@@ -7,6 +7,7 @@ import re
 import pytest
 import torch
 from torch import nn
+from toys import Causal
 
 from tsprobe.encoders import Facts, Tap
 from tsprobe.encoders.base import Encoder
@@ -15,15 +16,6 @@ from tsprobe.testing import check_encoder
 from tsprobe.types import Batch, Inputs, TokenMap
 
 WIDTH = 8
-
-
-class Causal(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.conv = nn.Conv1d(WIDTH, WIDTH, 2)
-
-    def forward(self, x):
-        return x + self.conv(nn.functional.pad(x.transpose(1, 2), (1, 0))).transpose(1, 2).tanh()
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +28,7 @@ class Model(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.embed, self.cls, self.block = nn.Linear(2, WIDTH), nn.Embedding(1, WIDTH), Causal()
+        self.embed, self.cls, self.block = nn.Linear(2, WIDTH), nn.Embedding(1, WIDTH), Causal(WIDTH)
 
     def forward(self, values, observed):
         x = self.embed(torch.stack([values, observed], -1))
@@ -69,6 +61,16 @@ class Good(Encoder):
                 values = values - values.mean(-1, keepdim=True)
             case "later steps are read":
                 values = values - values.sum(-1, keepdim=True) * 0.01
+            case "later steps are read in order" | "everything moves, and shifted":
+                ramp = torch.arange(values.shape[1]).float()
+                values = (values - (values * ramp).sum(-1, keepdim=True) * 0.001) * observed
+                if "shifted" in self.fault:
+                    start, stop = (start - 3).clamp(min=0) * mask, (stop - 3).clamp(min=1) * mask
+            case "centred":
+                values = _centred(values, observed)
+            case "scaled and shifted":  # a bump then moves all tokens
+                values = _centred(values, observed)
+                start, stop = (start - 3).clamp(min=0) * mask, (stop - 3).clamp(min=1) * mask
             case "missing is NaN":
                 values = torch.where(observed, values, torch.nan)
             case "missing is not masked":
@@ -107,6 +109,10 @@ class Good(Encoder):
         return super().fresh_module()
 
 
+def _centred(values, observed):
+    return (values - (values * observed).sum(-1, keepdim=True) / observed.sum(-1, keepdim=True)) * observed
+
+
 def test_a_right_adapter_passes():
     check_encoder(Good(), channels=2, causal=True)
 
@@ -120,6 +126,9 @@ def test_a_right_adapter_passes():
         ("scaled by the batch", "a series alone and in a batch differ"),
         ("padding is read", "a series alone and padded differ"),
         ("later steps are read", "tokens before a bump"),
+        ("later steps are read in order", "tokens before the two where"),
+        ("scaled and shifted", "a token does not move where a peak"),
+        ("everything moves, and shifted", "the token that moves most"),
         ("missing is NaN", "values that are not finite"),
         ("missing is not masked", "are all missing is not masked"),
         ("shifted", "a bump at step 12 leaves its token unchanged"),
@@ -133,7 +142,13 @@ def test_a_right_adapter_passes():
 )
 def test_a_wrong_adapter_is_caught(fault, message):
     with pytest.raises(EncoderError, match=f"^toy: .*({message})"):
-        check_encoder(Good(fault), channels=2, causal=True)
+        check_encoder(Good(fault), channels=2, causal="scaled" if "order" in fault or "shifted" in fault else True)
+
+
+def test_a_scaling_by_the_whole_window_is_no_look_ahead():
+    check_encoder(Good("centred"), channels=2, causal="scaled", local=True)
+    with pytest.raises(EncoderError, match="tokens before a bump"):
+        check_encoder(Good("centred"), channels=2, causal=True)
 
 
 def test_a_layer_that_never_runs_is_caught():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from toys import Causal
 
 from tsprobe.capture import read_layers
 from tsprobe.encoders import Tap, load_encoder
@@ -50,19 +51,10 @@ class Convolutions(nn.Module):
     def __init__(self, channels=2, stride=1, turned=False):
         super().__init__()
         self.first, self.turned = nn.Conv1d(channels, WIDTH, 3, stride=stride, padding=1), turned
-        self.blocks = nn.Sequential(*(Causal() for _ in range(12)))
+        self.blocks = nn.Sequential(*(Causal(WIDTH) for _ in range(12)))
 
     def forward(self, series):
         return self.blocks(self.first(series.transpose(1, 2) if self.turned else series).transpose(1, 2))
-
-
-class Causal(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.conv = nn.Conv1d(WIDTH, WIDTH, 2)
-
-    def forward(self, x):
-        return x + self.conv(nn.functional.pad(x.transpose(1, 2), (1, 0))).transpose(1, 2).tanh()
 
 
 @pytest.fixture(autouse=True)

@@ -42,8 +42,8 @@ class UnknownNameError(TsprobeError, KeyError):
 class MissingPackageError(TsprobeError, ImportError):
     """An optional package is not installed; the message says what to install."""
 
-    def __init__(self, package: str, purpose: str, extra: str | None = None) -> None:
-        install = f'pip install "tsprobe[{extra}]"' if extra else f"pip install {package}"
+    def __init__(self, package: str, purpose: str, extra: str | None = None, *, install: str | None = None) -> None:
+        install = install or (f'pip install "tsprobe[{extra}]"' if extra else f"pip install {package}")
         super().__init__(f"{purpose} needs the package {package!r}, which is not installed: {install}")
 
 

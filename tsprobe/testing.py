@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
+import torch.nn.functional as F
 
 from tsprobe.capture import read_layers
 from tsprobe.errors import EncoderError
@@ -24,7 +25,13 @@ _TOLERANCE = 1e-4
 
 
 def check_encoder(
-    encoder: Encoder, *, length: int | None = None, channels: int = 1, causal: bool = False, untrained: bool = True
+    encoder: Encoder,
+    *,
+    length: int | None = None,
+    channels: int = 1,
+    causal: Literal[False, True, "scaled"] = False,
+    local: bool = False,
+    untrained: bool = True,
 ) -> None:
     """Raise `EncoderError`, saying which promise is broken, unless for noise of `length` steps:
 
@@ -34,8 +41,12 @@ def check_encoder(
     - `prepare` leaves the batch alone, and a pass leaves no hook behind;
     - a series gives the same alone and in a batch, and (if it `pads`) beside a longer one;
     - (if it `masks_missing`) missing values give no NaN, and tokens with nothing observed are masked;
-    - a bump in the middle changes the tokens at `embedding` that cover it; with `causal=True`, for an encoder that
-      does not scale by the whole window, no earlier token of any layer;
+    - a bump in the middle changes the tokens at `embedding` that cover it; with `causal=True` no earlier token of any
+      layer;
+    - where a peak in the middle and a dip after it change places, which a scaling by the whole window does not see, the
+      tokens at `embedding` that cover them change, and the one that moves most is among them or, for an embedding that
+      reads beyond the steps of a token, next to them (`local=True`: among them); with `causal=True`, or `"scaled"` for
+      an encoder that is causal but for such a scaling, no earlier token of any layer changes;
     - (`untrained=True`) the untrained twin differs, is the same for the same seed only, and leaves the original alone.
 
     Without `length`, a length is chosen within the declared facts.
@@ -54,7 +65,8 @@ def check_encoder(
     _check_alone(encoder, batch, inputs, layers)
     if facts.pads and length > facts.min_length:
         _check_padding(encoder, batch)
-    _check_bump(encoder, batch, layers, causal)
+    _check_bump(encoder, batch, layers, causal is True)
+    _check_swap(encoder, batch, bool(causal), local)
     if facts.masks_missing:
         _check_missing(encoder, batch)
     _require(encoder, _hooks(encoder) == hooks, "hooks are left on its modules after a pass")
@@ -150,6 +162,34 @@ def _check_bump(encoder: Encoder, batch: Batch, layers: dict[str, Tensor], causa
         if causal:
             before = tokens.mask & (tokens.stop <= step)
             _compare(encoder, changed[name][before], x[before], name, f"tokens before a bump at step {step}")
+
+
+def _check_swap(encoder: Encoder, batch: Batch, causal: bool, local: bool) -> None:
+    """Mean, spread and range of the window stay, so that only tokens which read the two steps have cause to move."""
+    length = batch.values.shape[-1]
+    peak, dip = length // 2, length * 3 // 4
+    spread = 4 * batch.values.std(-1)
+    values = batch.values.clone()
+    values[..., peak], values[..., dip] = values.mean(-1) + spread, values.mean(-1) - spread
+    swapped = values.clone()
+    swapped[..., [peak, dip]] = values[..., [dip, peak]]
+    inputs, before = _read(encoder, Batch(values, batch.observed, batch.lengths))
+    _, after = _read(encoder, Batch(swapped, batch.observed, batch.lengths))
+    what = f"a peak at step {peak} and a dip at step {dip} change places"
+    for position, (name, x) in enumerate(before.items()):
+        tokens = inputs.tokens_of(name)
+        covers = [tokens.mask & (tokens.start <= step) & (step < tokens.stop) for step in (peak, dip)]
+        if position == 0:
+            moved = (after[name] - x).abs().amax(-1).masked_fill(~tokens.mask, 0)  # [R, T]
+            covering = covers[0] | covers[1]
+            _require(encoder, bool((moved > 0)[covering].all()), f"layer {name!r}: a token does not move where {what}")
+            near = covering.float() if local else F.max_pool1d(covering[:, None].float(), 3, 1, 1)[:, 0]
+            far = moved.masked_fill(near > 0, 0).amax(1) >= moved.amax(1)
+            message = f"layer {name!r}: the token that moves most where {what} covers neither, so the token map is off"
+            _require(encoder, not bool(far.any()), message)
+        if causal:
+            early = tokens.mask & (tokens.stop <= peak)
+            _compare(encoder, after[name][early], x[early], name, f"tokens before the two where {what}")
 
 
 def _check_untrained(encoder: Encoder, batch: Batch, layers: dict[str, Tensor]) -> None:

@@ -13,7 +13,7 @@ import torch
 from tsprobe.encoders import hub
 from tsprobe.encoders.base import Encoder, Facts, trunk_taps
 from tsprobe.encoders.chronos_bolt import check_stride
-from tsprobe.encoders.registry import Card
+from tsprobe.encoders.registry import Card, Size
 from tsprobe.encoders.rows import patch_starts, refuse_longer, token_map, with_nan
 from tsprobe.types import Batch, Inputs
 
@@ -36,6 +36,7 @@ class Chronos2(Encoder):
         code_licence="Apache-2.0",
         weights_licence="Apache-2.0 (amazon/chronos-2, autogluon/chronos-2-*)",
         final_is="Chronos2Pipeline.embed(): the encoder's states after its final norm, [REG] and output patch aside",
+        sizes=(Size("", 12, 768, 119_477_664),),
     )
 
     @classmethod

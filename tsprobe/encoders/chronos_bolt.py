@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from tsprobe.encoders import hub
 from tsprobe.encoders.base import Encoder, Facts, trunk_taps
-from tsprobe.encoders.registry import Card
+from tsprobe.encoders.registry import Card, Size
 from tsprobe.encoders.rows import patch_starts, refuse_longer, token_map, with_nan
 from tsprobe.errors import EncoderError
 from tsprobe.types import Batch, Inputs
@@ -34,6 +34,12 @@ class ChronosBolt(Encoder):
         code_licence="Apache-2.0",
         weights_licence="Apache-2.0 (amazon/chronos-bolt-*)",
         final_is="ChronosBoltPipeline.embed(): the encoder's states after its final norm, [REG] aside",
+        sizes=(
+            Size("tiny", 4, 256, 8_652_672),
+            Size("mini", 4, 384, 21_236_096),
+            Size("small", 6, 512, 47_718_016),
+            Size("base", 12, 768, 205_292_928),
+        ),
     )
 
     @classmethod

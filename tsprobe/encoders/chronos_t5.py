@@ -12,7 +12,7 @@ import torch
 
 from tsprobe.encoders import hub
 from tsprobe.encoders.base import Encoder, Facts, trunk_taps
-from tsprobe.encoders.registry import Card
+from tsprobe.encoders.registry import Card, Size
 from tsprobe.encoders.rows import before_end, refuse_longer, token_map, with_nan
 from tsprobe.errors import EncoderError
 from tsprobe.types import Batch, Inputs
@@ -36,6 +36,13 @@ class ChronosT5(Encoder):
         code_licence="Apache-2.0",
         weights_licence="Apache-2.0 (amazon/chronos-t5-*)",
         final_is="ChronosPipeline.embed(): the encoder's states after its final norm, EOS aside",
+        sizes=(
+            Size("tiny", 4, 256, 8_394_496),
+            Size("mini", 4, 384, 20_456_192),
+            Size("small", 6, 512, 46_154_240),
+            Size("base", 12, 768, 201_374_976),
+            Size("large", 24, 1024, 708_963_328),
+        ),
     )
 
     @classmethod

@@ -16,7 +16,7 @@ from torch import nn
 
 from tsprobe.encoders import hub
 from tsprobe.encoders.base import Encoder, Facts, Tap
-from tsprobe.encoders.registry import Card
+from tsprobe.encoders.registry import Card, Size
 from tsprobe.encoders.rows import before_end, refuse_longer, right_aligned, token_map
 from tsprobe.types import Batch, Inputs
 
@@ -41,6 +41,7 @@ class Fracast(Encoder):
         code_licence="Apache-2.0",
         weights_licence="Apache-2.0",
         final_is="the output of FracastModel.core, which its forecast head consumes (the package has no embed call)",
+        sizes=(Size("", 10, 64, 85_001),),
     )
 
     @classmethod

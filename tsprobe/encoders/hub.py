@@ -2,7 +2,8 @@
 
 A checkpoint is compared with the architecture by name and shape before anything is loaded. The loaders of the model
 packages fill weights that a checkpoint lacks with random numbers (Chronos-Bolt even lists its patch embeddings as
-ignorable), and an encoder loaded in part looks just like a bad one. Remote code is never run, pickles are never read.
+ignorable), and an encoder loaded in part looks just like a bad one. Remote code is never run. Pickles are read only
+where a family is published as nothing else, and then as bare tensors (`weights_only=True`).
 """
 
 from __future__ import annotations
@@ -10,10 +11,12 @@ from __future__ import annotations
 import copy
 import json
 import re
+import warnings
 from collections import defaultdict
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,10 +29,11 @@ if TYPE_CHECKING:
 _HUB_FILES = ["config.json", "model.safetensors", "model-*.safetensors", "model.safetensors.index.json"]
 
 
-def find_folder(source: str, family: str) -> Path:
+def find_folder(source: str, family: str, files: Collection[str] = ()) -> Path:
     """The folder with the files of `source`: a local folder, or a hub id, from the cache or fetched.
 
-    Raises `EncoderError` for a folder that does not exist and for an id that the hub does not give.
+    `files` are names that this family needs beside config.json and safetensors. Raises `EncoderError` for a folder
+    that does not exist and for an id that the hub does not give.
     """
     path = Path(source).expanduser()
     if path.is_dir():
@@ -38,15 +42,15 @@ def find_folder(source: str, family: str) -> Path:
         raise EncoderError(f"{family}: {source} is a file; give its folder, which holds config.json too")
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", source):
         raise EncoderError(f"{family}: there is no folder {source}")
-    return _download(source, family)
+    return _download(source, family, files)
 
 
-def _download(source: str, family: str) -> Path:
+def _download(source: str, family: str, files: Collection[str]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, HTTPError, RepositoryNotFoundError
 
     try:
-        return Path(snapshot_download(repo_id=source, allow_patterns=_HUB_FILES))
+        return Path(snapshot_download(repo_id=source, allow_patterns=[*_HUB_FILES, *files]))
     except RepositoryNotFoundError as error:
         raise EncoderError(
             f"{family}: there is no folder {source!r}, and the hub has no model of that name that it lets you read"
@@ -75,38 +79,57 @@ def read_config(folder: Path, family: str, model_type: str | None = None) -> dic
 
 
 @contextmanager
-def building(folder: Path, family: str) -> Iterator[None]:
-    """Tell what is wrong with a `config.json` from which the model's own classes cannot be built."""
-    from huggingface_hub.errors import StrictDataclassError
+def building(folder: Path, family: str, file: str = "config.json") -> Iterator[None]:
+    """Tell what is wrong with a config from which the model's own classes cannot be built."""
+    try:
+        from huggingface_hub.errors import StrictDataclassError
+    except ImportError:  # older ones, in a worker's environment, have no such error
+        StrictDataclassError = ValueError  # type: ignore[misc, assignment]
 
     try:
         yield
     except (TypeError, ValueError, KeyError, AttributeError, AssertionError, StrictDataclassError) as error:
-        what = str(error).strip().splitlines()
-        reason = f"{type(error).__name__}: {what[0]}" if what else type(error).__name__
-        raise EncoderError(f"{family}: {folder / 'config.json'} does not describe such a model ({reason})") from error
+        reason = _first_line(error)
+        raise EncoderError(f"{family}: {folder / file} does not describe such a model ({reason})") from error
 
 
 def load_pretrained(
-    model_class: Any, config: Any, folder: Path, family: str, *, unused: tuple[str, ...] = ()
+    model_class: Any,
+    config: Any,
+    folder: Path,
+    family: str,
+    *,
+    unused: tuple[str, ...] = (),
+    renamed: Mapping[str, str] | None = None,
 ) -> nn.Module:
     """A transformers model in float32 with exactly the weights of a folder.
 
-    `unused` are prefixes of weights that the folder may hold beside them, such as a head. Raises `EncoderError`
-    that names the first weights missing, unexpected or of another shape.
+    `unused` are prefixes of weights that the folder may hold beside them, such as a head. `renamed` are parts of names
+    in the folder, and what transformers makes of them. Raises `EncoderError` that names the first weights missing,
+    unexpected or of another shape.
     """
-    from transformers.utils import logging
-
-    with building(folder, family), torch.device("meta"):
+    with building(folder, family), quiet(), torch.device("meta"):
         skeleton = model_class(copy.deepcopy(config))  # building may write to the config
-    check_weights(skeleton, folder, family, prefix=f"{skeleton.base_model_prefix}.", unused=unused)
-    bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()  # its load report would say again what was checked above
-    try:
+    prefix = f"{skeleton.base_model_prefix}."
+    check_weights(skeleton, folder, family, prefix=prefix, unused=unused, renamed=renamed)
+    with quiet():  # its load report would say again what was checked above
         return model_class.from_pretrained(
             folder, config=config, dtype=torch.float32, use_safetensors=True, local_files_only=True
         )
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without progress bars, reports, and remarks on the age of the code, which only its authors can act on."""
+    from transformers.utils import logging
+
+    bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
     finally:
         logging.set_verbosity(level)
         if bars:
@@ -115,30 +138,131 @@ def load_pretrained(
 
 def load_state(module: nn.Module, folder: Path, family: str) -> nn.Module:
     """Fill a plain module with exactly the weights of a folder. Raises `EncoderError` as `load_pretrained` does."""
+    return fill(module, read_state(folder, family), folder, family)
+
+
+def read_state(folder: Path, family: str, pickle: str | None = None) -> dict[str, torch.Tensor]:
+    """The tensors of a folder's safetensors files; failing these, of the file named `pickle`. Raises `EncoderError`."""
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    check_weights(module, folder, family)
-    state: dict[str, torch.Tensor] = {}
-    for file in _weight_files(folder, family):
-        state |= load_file(file)
-    module.load_state_dict(state)
+    file = folder / (pickle or "")
+    if pickle is None or not file.exists() or (folder / "model.safetensors").exists():
+        state: dict[str, torch.Tensor] = {}
+        for part in _weight_files(folder, family):
+            try:
+                state |= load_file(part)
+            except (SafetensorError, OSError) as error:
+                raise EncoderError(f"{family}: {part} is not a whole safetensors file ({error})") from error
+        return state
+    return tensors_in(read_pickle(file, family), file, family)
+
+
+def read_pickle(file: Path, family: str, ignored: Collection[str] = ()) -> dict[str, Any]:
+    """The dict in a pickle of tensors, numbers, strings and containers of them. Raises `EncoderError` for any other.
+
+    Objects that are made by the callables named in `ignored` (`"functools.partial"`) are read as `Ignored`; the
+    callables themselves are never called.
+    """
+    stand_ins: list[Any] = [(Ignored, name) for name in ignored]
+    try:
+        with torch.serialization.safe_globals(stand_ins):
+            loaded = torch.load(file, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise EncoderError(f"{family}: {file.parent} has no {file.name}") from error
+    except (UnpicklingError, OSError, RuntimeError, EOFError) as error:
+        raise EncoderError(f"{family}: {file} holds more than tensors, or is damaged: {_first_line(error)}") from error
+    if not isinstance(loaded, dict):
+        raise EncoderError(f"{family}: {file} holds a {type(loaded).__name__} and no dict of weights")
+    return loaded
+
+
+class Ignored:
+    """What stands in a checkpoint for an object that is not made: it takes anything, and does nothing."""
+
+    def __new__(cls, *_: object, **__: object) -> Ignored:
+        return super().__new__(cls)
+
+    def __init__(self, *_: object, **__: object) -> None:
+        """Whatever the object would have been made of."""
+
+    def __call__(self, *_: object, **__: object) -> Ignored:
+        return self
+
+    def __eq__(self, other: object) -> bool:
+        """As good as the class: the reader of torch calls what is among the callables that it was given, and a pickle
+        may call what one of them gave."""
+        return other is Ignored or isinstance(other, Ignored)
+
+    __hash__ = object.__hash__
+
+    def __setstate__(self, _: object) -> None:
+        """Whatever the object would have held."""
+
+
+def tensors_in(loaded: Mapping[str, Any], file: Path, family: str) -> dict[str, torch.Tensor]:
+    """The tensors of a state dict, or of the one in a training checkpoint. Raises `EncoderError` if there are none."""
+    loaded = loaded.get("state_dict", loaded)
+    state = {name: tensor for name, tensor in loaded.items() if isinstance(tensor, torch.Tensor)}
+    if not state:
+        raise EncoderError(f"{family}: {file} holds no weights")
+    return state
+
+
+def fill(
+    module: nn.Module,
+    state: Mapping[str, torch.Tensor],
+    folder: Path,
+    family: str,
+    *,
+    absent: tuple[str, ...] = (),
+    unused: tuple[str, ...] = (),
+) -> nn.Module:
+    """Fill a plain module with exactly these weights: all of its own but those that begin with a prefix in `absent`,
+    and none besides but those that begin with one in `unused`. Raises `EncoderError` as `load_pretrained` does."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    _compare(module, shapes, folder, family, absent, unused)
+    own = module.state_dict()
+    module.load_state_dict({**own, **{name: tensor for name, tensor in state.items() if name in own}})
     return module
 
 
 def check_weights(
-    module: nn.Module, folder: Path, family: str, *, prefix: str = "", unused: tuple[str, ...] = ()
+    module: nn.Module,
+    folder: Path,
+    family: str,
+    *,
+    prefix: str = "",
+    unused: tuple[str, ...] = (),
+    renamed: Mapping[str, str] | None = None,
 ) -> None:
     """Raise `EncoderError` unless a folder holds each weight of the module, in its shape, and no other.
 
     Of tied weights one is enough. Names in the folder may carry `prefix`.
     """
-    stored = {name.removeprefix(prefix) if prefix else name: s for name, s in _stored(folder, family).items()}
+    stored = {}
+    for name, shape in _stored(folder, family).items():
+        for part, new in (renamed or {}).items():
+            name = name.replace(part, new)
+        stored[name.removeprefix(prefix)] = shape
+    _compare(module, stored, folder, family, (), unused)
+
+
+def _compare(
+    module: nn.Module,
+    stored: Mapping[str, tuple[int, ...]],
+    folder: Path,
+    family: str,
+    absent: tuple[str, ...],
+    unused: tuple[str, ...],
+) -> None:
     own = module.state_dict(keep_vars=True)
     tied: dict[int, list[str]] = defaultdict(list)
     for name, tensor in own.items():
         tied[id(tensor)].append(name)
     missing = [names[0] for names in tied.values() if not any(name in stored for name in names)]
-    unexpected = [name for name in stored if name not in own and not name.startswith(unused or ("\0",))]
+    missing = [name for name in missing if not name.startswith(absent)]
+    unexpected = [name for name in stored if name not in own and not name.startswith(unused)]
     wrong = [n for n, shape in stored.items() if n in own and shape != tuple(own[n].shape)]
     if not (missing or unexpected or wrong):
         return
@@ -173,6 +297,11 @@ def _weight_files(folder: Path, family: str) -> list[Path]:
             "save the model anew with save_pretrained"
         )
     return files
+
+
+def _first_line(error: Exception) -> str:
+    what = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {what[0]}" if what else type(error).__name__
 
 
 def _some(names: Collection[str]) -> str:

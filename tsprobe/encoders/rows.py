@@ -50,6 +50,19 @@ def refuse_longer(batch: Batch, context: int, name: str) -> None:
         )
 
 
+def refuse_missing(batch: Batch, name: str) -> None:
+    """Raise `EncoderError` where a value is missing inside a series, for models that cannot mask it."""
+    if not bool((batch.observed | ~batch.inside[:, None]).all()):
+        raise EncoderError(f"{name} cannot mask missing values: interpolate them")
+
+
+def refuse_shorter(batch: Batch, least: int, name: str) -> None:
+    """Raise `EncoderError` for a series of fewer steps than make a token."""
+    shortest = int(batch.lengths.min())
+    if shortest < least:
+        raise EncoderError(f"{name} needs at least {least} steps and a series has {shortest}")
+
+
 def patch_starts(batch: Batch, patch: int) -> Int[Tensor, "B P"]:
     """Where patches side by side start when the last of them ends with the series and the first may hang over."""
     width = math.ceil(batch.values.shape[-1] / patch) * patch

@@ -23,6 +23,7 @@ GROUP = "tsprobe.tasks"
 
 _OWN = {
     "process": "tsprobe.tasks.process:load_process",
+    "speech": "tsprobe.tasks.speech:load_speech",
     "ts": "tsprobe.tasks.archive:load_ts",
     "tser": "tsprobe.tasks.archive:load_tser",
     "ucr": "tsprobe.tasks.archive:load_ucr",
