@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: quickstart test lint clean
+.PHONY: quickstart test lint bench clean
 .DELETE_ON_ERROR:
 
 quickstart: $(VENV)/.standard  ## study real encoders on real data: verdicts, report, MLflow
@@ -12,6 +12,9 @@ quickstart: $(VENV)/.standard  ## study real encoders on real data: verdicts, re
 
 test: $(VENV)/.dev lint  ## the whole check: style, types, import directions, tests
 	$(BIN)/python -m pytest
+
+bench: $(VENV)/.dev  ## all benchmarks for the CPU, one after the other; rewrites benchmarks/results
+	for name in pooling extraction probes statistics study_cpu; do $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

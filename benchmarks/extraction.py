@@ -19,11 +19,12 @@ import torch
 from torch import nn
 
 import tsprobe as tp
-from tsprobe.capture import Reading, extract
+from tsprobe.capture import Reading, extract, reading
 from tsprobe.capture.windows import batches, cut, load
 from tsprobe.data.panel import Panel, as_panel
-from tsprobe.encoders.base import Encoder
+from tsprobe.encoders.base import Encoder, Facts, trunk_taps
 from tsprobe.pooling import path_used
+from tsprobe.types import Batch, Inputs, TokenMap
 
 POOLINGS = ("mean", "max", "std", "first", "last")
 RESULTS = Path(__file__).parent / "results"
@@ -60,36 +61,56 @@ def chronos_bolt() -> Encoder:
     return ChronosBolt("random", ChronosBoltModelForForecasting(config).eval())
 
 
+class PerceptionEncoder(Encoder):
+    """PE-Core-B16 at 224 pixels, random weights. An image is a series of three channels, its rows behind each other."""
+
+    def __init__(self) -> None:
+        import timm
+
+        module = timm.create_model("vit_pe_core_base_patch16_224", pretrained=False)
+        taps = trunk_taps([f"blocks.{i}" for i in range(len(module.blocks))], "norm")
+        super().__init__("pe-core", module, taps, "norm", Facts(channels=3, pads=False, joint_channels=True))
+
+    def prepare(self, batch: Batch) -> Inputs:
+        images = batch.values.unflatten(-1, (224, 224))
+        index = torch.arange(197, device=self.device).expand(len(images), -1)
+        mask = index > 0  # the class token stands first
+        return Inputs({"x": images}, TokenMap(mask, index - mask.int(), index, cls=0), rows=1)
+
+    def run(self, inputs: Inputs) -> Any:
+        return self.module.forward_features(**inputs.kwargs)
+
+
 def cases() -> dict[str, tuple[Encoder, Panel, int]]:
-    """Name to encoder, series and rows of a batch."""
+    """Name to encoder, series and how many of them are a batch."""
     torch.manual_seed(0)
-    x = np.random.default_rng(0).standard_normal((64, 1, 4096)).astype(np.float32)
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((64, 1, 4096)).astype(np.float32)
+    images = rng.standard_normal((16, 3, 224 * 224)).astype(np.float32)
     plain = tp.load_encoder(
         Patches(384, 12, 6), blocks="blocks.*", final="norm", prepare="bs", tokens=8, name="patches"
     )
     return {
         "Chronos-Bolt-small, 6 blocks, 33 tokens, d 512, batch 32": (chronos_bolt(), as_panel(x[:, :, :512]), 32),
         "12 blocks, 512 tokens, d 384, batch 8": (plain, as_panel(x[:16]), 8),
+        "PE-Core-B16, 12 blocks, 197 tokens, d 768, batch 8": (PerceptionEncoder(), as_panel(images), 8),
         "Fracast-0, 10 calls, 2048 tokens, d 64, batch 32": (tp.load_encoder("fracast"), as_panel(x[:32, :, :512]), 32),
     }
 
 
-def bare(encoder: Encoder, panel: Panel, rows: int) -> float:
+def bare(encoder: Encoder, panel: Panel, size: int) -> float:
     begin = time.perf_counter()
     windows = cut(panel, encoder.facts, encoder.name)
     with torch.inference_mode():
-        for batch in batches(windows, rows, encoder.facts.pads):
+        for batch in batches(windows, size, encoder.facts.pads):
             picked = [windows[i] for i in batch]
             encoder.run(encoder.prepare(load(panel, picked, keep_missing=encoder.facts.masks_missing)))
     return time.perf_counter() - begin
 
 
-def read(encoder: Encoder, panel: Panel, rows: int) -> tuple[float, float]:
+def read(encoder: Encoder, panel: Panel, size: int) -> tuple[float, float]:
     """Seconds of the extraction, and of those the seconds inside pooling."""
-    import sys
-
-    module = sys.modules["tsprobe.capture.extract"]
-    inside, pool = 0.0, module.pool
+    inside, pool = 0.0, reading.pool
 
     def timed(*arguments: Any) -> Any:
         nonlocal inside
@@ -99,13 +120,13 @@ def read(encoder: Encoder, panel: Panel, rows: int) -> tuple[float, float]:
         finally:
             inside += time.perf_counter() - begin
 
-    module.pool = timed  # type: ignore[attr-defined]
+    reading.pool = timed  # type: ignore[assignment]
     try:
         begin = time.perf_counter()
-        extract(encoder, panel, Reading(POOLINGS, rows=rows))
+        extract(encoder, panel, Reading(POOLINGS, rows=size * panel.channels))
         return time.perf_counter() - begin, inside
     finally:
-        module.pool = pool  # type: ignore[attr-defined]
+        reading.pool = pool
 
 
 def main() -> None:
