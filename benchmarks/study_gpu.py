@@ -66,7 +66,7 @@ def mantis_v2(small: bool = False) -> Case:
     from tsprobe.encoders.mantis import Mantis
 
     size = {"hidden_dim": 32, "transf_depth": 2, "transf_num_heads": 2, "transf_mlp_dim": 64, "transf_dim_head": 16}
-    module = MantisV2(**(size if small else {}))
+    module = MantisV2(device="cpu", **(size if small else {}))
     return Case(Mantis("random", module, {}, "contrastive"), 512, 1024, (12.4, 86))
 
 
