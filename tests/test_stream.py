@@ -202,8 +202,9 @@ def test_items_come_in_order_and_at_most_two_are_made_ahead() -> None:
 
 
 HANGS = """
-import sys, threading, time
+import signal, sys, threading, time
 sys.path.insert(0, {tests!r})
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 from tsprobe.capture import ahead
 ahead.GRACE = 0.1
 def items():

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from jaxtyping import Bool, Float
     from torch import Tensor
 
-VALUES = 1 << 19  # read at a time: two megabytes in float32, shared by the cores
+VALUES = (
+    1 << 20
+)  # read at a time: four megabytes in float32, shared by the cores; fewer cost more in calls than they save
 
 
 def pool(
@@ -32,11 +34,10 @@ def pool(
     step = min(tokens, max(1, VALUES // width))
     group = max(1, min(rows, VALUES // (tokens * width)))
     whole = bool(mask.all())
-    parts = _Parts(x, share, kinds, group, step)
+    parts = _Parts(x, mask, share, kinds, group, step)
     for r in range(0, rows, group):
         for n, t in enumerate(range(0, tokens, step)):
-            real = mask[r : r + group, t : t + step]
-            parts.read(slice(r, r + group), slice(t, t + step), n, None if whole else real)
+            parts.read(slice(r, r + group), slice(t, t + step), n, None if whole else mask)
     parts.write(out, mask)
     _copy_single_tokens(x, mask, kinds, cls, out, whole=whole)
     return out
@@ -58,15 +59,19 @@ def _copy_single_tokens(x: Tensor, mask: Tensor, kinds: Sequence[int], cls: int,
 class _Parts:
     """Statistics of each part of each row, `[R, N, D]`, which are merged when all are read."""
 
-    def __init__(self, x: Tensor, share: Tensor | None, kinds: Sequence[int], group: int, step: int) -> None:
+    def __init__(
+        self, x: Tensor, mask: Tensor, share: Tensor | None, kinds: Sequence[int], group: int, step: int
+    ) -> None:
         rows, tokens, width = x.shape
         self.x, self.share, self.kinds = x, share, kinds
         shape = (rows, (tokens + step - 1) // step, width)
         like: dict[str, Any] = {"dtype": torch.float32, "device": x.device}
-        # Two buffers for all parts: fresh memory each time would cost more than the arithmetic.
-        self.buffers = torch.empty(2, group * step * width, **like)
-        self.size = torch.empty(*shape[:2], 1, **like)
-        self.sum, self.m2 = torch.empty(2, *shape, **like)
+        # One buffer for all parts: fresh memory each time would cost more than the arithmetic.
+        self.buffer = torch.empty(group * step * width, **like)
+        self.size = torch.stack([part.sum(1, dtype=torch.float32) for part in mask.split(step, 1)], 1)[..., None]
+        self.divisor = self.size.clamp(min=1)
+        self.sum = torch.empty(shape, **like)
+        self.m2 = torch.empty(shape, **like) if Kind.STD in kinds else None
         self.largest = torch.empty(shape, **like) if Kind.MAX in kinds else None
         self.smallest = torch.empty(shape, **like) if Kind.MIN in kinds else None
         self.segments = None if share is None else torch.zeros(rows, share.shape[2], width, **like)
@@ -74,15 +79,10 @@ class _Parts:
     def read(self, rows: slice, tokens: slice, n: int, mask: Tensor | None) -> None:
         """Take some tokens of some rows, the n-th part of each; without a mask all of them are real."""
         x = self.x[rows, tokens]
-        kept, apart = (buffer[: x.numel()].view(x.shape) for buffer in self.buffers)
+        kept = self.buffer[: x.numel()].view(x.shape)
         # Copied though it may be float32 already: a copy reads memory in order, a sum over tokens does not.
         kept.copy_(x)
-        dropped = None if mask is None else ~mask[..., None]
-        size, total = self.size[rows, n], self.sum[rows, n]
-        if mask is None:
-            size.fill_(x.shape[1])
-        else:
-            torch.sum(mask, 1, keepdim=True, dtype=torch.float32, out=size)
+        dropped = None if mask is None else ~mask[rows, tokens, None]
         for extreme, reduce, filler in ((self.largest, torch.amax, "-inf"), (self.smallest, torch.amin, "inf")):
             if extreme is not None:
                 if dropped is not None:
@@ -90,15 +90,15 @@ class _Parts:
                 reduce(kept, 1, out=extreme[rows, n])
         if dropped is not None:
             kept.masked_fill_(dropped, 0.0)
-        torch.sum(kept, 1, out=total)
-        if Kind.STD in self.kinds:
-            mean = (total / size.clamp(min=1))[:, None].expand_as(kept)
-            torch.ops.aten.mse_loss.out(kept, mean, 0, out=apart)  # squares of deviations: one pass where two would do
-            if dropped is not None:
-                apart.masked_fill_(dropped, 0.0)
-            torch.sum(apart, 1, out=self.m2[rows, n])
+        total = torch.sum(kept, 1, out=self.sum[rows, n])
         if self.segments is not None and self.share is not None:
             self.segments[rows] += self.share[rows, tokens].to(torch.float32).transpose(1, 2) @ kept
+        if self.m2 is not None:
+            mean = (total / self.divisor[rows, n])[:, None].expand_as(kept)
+            torch.ops.aten.mse_loss.out(kept, mean, 0, out=kept)  # squares of deviations: one pass where two would do
+            if dropped is not None:
+                kept.masked_fill_(dropped, 0.0)
+            torch.sum(kept, 1, out=self.m2[rows, n])
 
     def write(self, out: Tensor, mask: Tensor) -> None:
         """Merge the parts by the parallel variance formula (Chan, Golub and LeVeque 1983), in float64: they are few."""
@@ -106,8 +106,8 @@ class _Parts:
         count = size.sum(1).clamp(min=1)
         mean = self.sum.double().sum(1) / count
         found = {Kind.MEAN: mean}
-        if Kind.STD in self.kinds:
-            apart = torch.where(size > 0, self.sum / size.clamp(min=1) - mean[:, None], 0.0)
+        if self.m2 is not None:
+            apart = torch.where(size > 0, self.sum / self.divisor - mean[:, None], 0.0)
             found[Kind.STD] = ((self.m2 + size * apart.square()).sum(1) / count).sqrt()
         real = mask.any(1)[:, None]
         if self.largest is not None:

@@ -133,10 +133,8 @@ def _reduce(a: Float[Tensor, "r r"], b: int) -> _Band:
         below.append(packed[:b].triu())
         v = packed
         v[:b].tril_(-1).diagonal().fill_(1)
-        none = tau == 0  # no reflection where a column is zero already
-        v.masked_fill_(none, 0)
         inverse = (v.mT @ v).triu_(1)
-        inverse.diagonal().copy_(1 / tau.masked_fill(none, 1))
+        inverse.diagonal().copy_(1 / tau)  # infinite, and T then 0, where a column is zero already
         t = solve_triangular(inverse, eye, upper=True)
         vt, s = v @ t, a[start:, start:]
         z = s @ vt
