@@ -78,7 +78,7 @@ def test_untrained_twin_lives_in_the_same_worker(here, there):
 def test_promises_are_checked_in_the_worker(there):
     there.check(channels=2, untrained=False)
     with pytest.raises(EncoderError, match="tokens before a bump"):
-        there.check(length=64, causal=True, untrained=False)  # it scales by the whole window, so a bump changes what was before
+        there.check(length=64, causal=True, untrained=False)  # its scale is that of the whole window
 
 
 def test_done_series_are_not_read(there):

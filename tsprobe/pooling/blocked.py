@@ -14,9 +14,7 @@ if TYPE_CHECKING:
     from jaxtyping import Bool, Float
     from torch import Tensor
 
-VALUES = (
-    1 << 20
-)  # read at a time: four megabytes in float32, shared by the cores; fewer cost more in calls than they save
+VALUES = 1 << 20  # read at a time: four megabytes in float32, shared by the cores; smaller parts cost more in calls
 
 
 def pool(
