@@ -14,13 +14,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from planted import planted_encoder, planted_task
 from toys import StepsEncoder
 
+import tsprobe as tp
 from tsprobe.capture import Block, Features, Reading, extract
 from tsprobe.capture import store as room
 from tsprobe.capture.store import DamagedError, FeatureStore, StoredArrays
 from tsprobe.data.panel import Panel, as_panel
 from tsprobe.errors import StorageError
+from tsprobe.study import pair
 from tsprobe.types import Inputs
 
 READING = Reading(("mean", "std", "segments3"), rows=8)
@@ -135,7 +138,7 @@ def test_a_killed_run_goes_on_at_the_series_that_are_missing(tmp_path: Path, flu
     only whole chunks of ten rows are."""
     path = tmp_path / "f.zarr"
     script = KILLED.format(tests=str(Path(__file__).parent), flush=flush, chunk=chunk, path=str(path))
-    process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=200)
     assert process.returncode == -signal.SIGKILL, process.stderr
     with pytest.raises(DamagedError, match="not finished"):
         Features.load(path)
@@ -290,6 +293,23 @@ def test_rows_that_a_failing_machine_lost_never_count(tmp_path: Path, monkeypatc
         assert store.done.sum() == 15
     with FeatureStore(tmp_path / "lost", 20, ["a"], ("mean",)) as store:
         assert not store.done.any()
+
+
+@pytest.mark.integration
+def test_a_study_makes_damaged_features_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tsprobe.capture.features.IN_MEMORY", 0)
+    settings = {"out": tmp_path / "study", "poolings": ("mean", "std"), "controls": (), "resamples": 100}
+    tp.probe(planted_encoder(2), planted_task(), **settings)
+    before = (tmp_path / "study" / "scores.csv").read_bytes()
+    shutil.rmtree(tmp_path / "study" / "cells")
+    read = []
+    original = pair.extract
+    monkeypatch.setattr(pair, "extract", lambda *a, **k: read.append(k["store"]) or original(*a, **k))
+    victim = sorted((tmp_path / "study" / "features").rglob("width*/c/0/0/0/0"))[0]
+    damage(victim, "changed")
+    tp.probe(planted_encoder(2), planted_task(), **settings)
+    assert (tmp_path / "study" / "scores.csv").read_bytes() == before
+    assert [path in victim.parents for path in read] == [True]  # and the other store serves
 
 
 def test_a_store_of_something_else_is_begun_anew(tmp_path: Path) -> None:

@@ -91,9 +91,14 @@ class Worker:
                     self._send({"do": "next"})  # the next block is made while this one is used
                 yield answer
         except GeneratorExit:
-            self._send({"do": "stop"})
-            while "end" not in self._receive()[0]:
-                pass
+            with suppress(errors.TsprobeError):  # of a block that nobody waits for
+                self._send({"do": "stop"})
+                while "end" not in self._receive()[0]:
+                    pass
+            raise
+        except KeyboardInterrupt:  # in the middle of a message, after which the pipe makes no sense
+            self._death = f"the worker of {self.name} was stopped"
+            self.close()
             raise
         finally:
             self._streaming = False
