@@ -26,9 +26,9 @@ def pool(
 ) -> Float[Tensor, "R P D"]:
     """Slots of the given kinds (numbers of `Kind`) in float32, for any strides and device."""
     rows, tokens, width = x.shape
-    out = torch.zeros(rows, len(kinds), width, dtype=torch.float32, device=x.device)
+    out = torch.empty(rows, len(kinds), width, dtype=torch.float32, device=x.device)
     if not x.numel():
-        return out
+        return out.zero_()
     step = min(tokens, max(1, VALUES // width))
     group = max(1, min(rows, VALUES // (tokens * width)))
     whole = bool(mask.all())
@@ -100,13 +100,18 @@ class _Parts:
 
     def write(self, out: Tensor, mask: Tensor) -> None:
         """Merge the parts by the parallel variance formula (Chan, Golub and LeVeque 1983), in float64: they are few."""
-        size = self.size.double()
-        count = size.sum(1).clamp(min=1)
-        mean = self.sum.double().sum(1) / count
-        found = {Kind.MEAN: mean}
-        if self.m2 is not None:
+        if self.sum.shape[1] == 1:
+            mean = self.sum[:, 0] / self.divisor[:, 0]
+            variance = None if self.m2 is None else self.m2[:, 0] / self.divisor[:, 0]
+        else:
+            size = self.size.double()
+            count = size.sum(1).clamp(min=1)
+            mean = self.sum.double().sum(1) / count
             apart = torch.where(size > 0, self.sum / self.divisor - mean[:, None], 0.0)
-            found[Kind.STD] = ((self.m2 + size * apart.square()).sum(1) / count).sqrt()
+            variance = None if self.m2 is None else (self.m2 + size * apart.square()).sum(1) / count
+        found = {Kind.MEAN: mean}
+        if variance is not None:
+            found[Kind.STD] = variance.sqrt()
         real = mask.any(1)[:, None]
         if self.largest is not None:
             found[Kind.MAX] = torch.where(real, self.largest.amax(1), 0.0)
