@@ -150,11 +150,9 @@ def measure(case: Case) -> list[Row]:
 
 def tables(rows: list[Row], facts: dict[str, object]) -> list[str]:
     lines = ["# Ridge from statistics and from kept features, CPU\n", ", ".join(f"{k} {v}" for k, v in facts.items())]
+    lines.append(f"\n{len(POOLINGS)} poolings, {TARGETS} targets, 5 folds, 9 strengths, {TESTED} test series. Seconds:")
     lines.append(
-        f"\n{len(POOLINGS)} poolings, {TARGETS} targets, 5 folds, 9 strengths, {TESTED} test series. Seconds: whole;"
-    )
-    lines.append(
-        "probing: all but reading. Growth: of the resident set, in MB, over the process with its series loaded."
+        "the whole; probing: all but reading. Growth: of the resident set over the process with its series loaded."
     )
     for letter, values in VARIED.items():
         fixed = ", ".join(f"{k} = {v:,}" for k, v in MIDDLE.items() if k != letter)

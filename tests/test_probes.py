@@ -14,7 +14,7 @@ from sklearn.preprocessing import StandardScaler
 
 from tsprobe.errors import DataError, SpecError, UnknownNameError
 from tsprobe.metrics import get_metric
-from tsprobe.probes import PROBES, get_probe, logistic, probes_for
+from tsprobe.probes import PROBES, get_probe, newton, probes_for
 from tsprobe.probes import base as probes_base
 from tsprobe.probes.base import Readout, Target
 
@@ -173,14 +173,14 @@ def test_logistic_converges_where_it_is_hard(seed):
     x = torch.from_numpy(rng.normal(size=(G, N, 200)) * np.arange(1, 201) ** -1.0).float()
     folds = torch.arange(N) % 3
     readout = get_probe("logistic")(x, Target("classification", y), x, folds, get_metric("accuracy"), strengths=(1e3,))
-    assert (readout.gradient_norm <= logistic.TOLERANCE).all()
+    assert (readout.gradient_norm <= newton.TOLERANCE).all()
     assert (readout.gradient_norm > 0).all()
     assert (readout.prediction.argmax(-1) == y).all()
 
 
 def test_logistic_reports_a_gradient_that_has_not_converged(monkeypatch):
-    monkeypatch.setattr(logistic, "_STEPS", 2)
-    assert (Data("classification").fit("logistic").gradient_norm > logistic.TOLERANCE).all()
+    monkeypatch.setattr(newton, "_STEPS", 2)
+    assert (Data("classification").fit("logistic").gradient_norm > newton.TOLERANCE).all()
 
 
 @pytest.mark.parametrize("probe", PROBES)
@@ -297,7 +297,7 @@ def test_features_without_any_information_do_not_crash(probe):
     data.x = torch.full((G, N + M, 4), 3.0)
     readout = data.fit(probe)
     assert readout.prediction.isfinite().all()
-    assert readout.gradient_norm is None or (readout.gradient_norm <= logistic.TOLERANCE).all()
+    assert readout.gradient_norm is None or (readout.gradient_norm <= newton.TOLERANCE).all()
     if probe != "knn":  # whose neighbours are arbitrary here
         majority = data.y[:N].bincount().argmax()
         assert (readout.prediction.argmax(-1) == majority).all()

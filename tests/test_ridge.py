@@ -60,6 +60,7 @@ def test_folds_of_unlike_sizes_in_any_order():
 
 def test_more_rows_than_are_summed_together(monkeypatch):
     monkeypatch.setattr("tsprobe.probes.gram._ROWS", 7)
+    monkeypatch.setattr("tsprobe.probes.gram._NUMBERS", 1)
     data = Data("regression", masked=True)
     agrees(data.fit("ridge"), data, STRENGTHS["ridge"])
 

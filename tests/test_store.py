@@ -91,6 +91,8 @@ def test_layers_of_unlike_width_keep_their_order(tmp_path: Path, monkeypatch: py
     rng = np.random.default_rng(0)
     widths = {"a": 4, "b": 7, "c": 4, "d": 1}
     features = Features({k: rng.standard_normal((11, 1, w)).astype("f") for k, w in widths.items()}, ("max",), {})
+    with FeatureStore(tmp_path / "f.zarr", 11, tuple(widths), ("max",)) as other:  # not finished, with other values
+        other.add(Block(np.arange(3), {k: np.ones((3, 1, w), np.float32) for k, w in widths.items()}))
     features.save(tmp_path / "f.zarr")
     again = Features.load(tmp_path / "f.zarr")
     same(again, features)

@@ -14,7 +14,8 @@ from tsprobe.probes.moments import Moments, Rows, Spread, leave_one_out
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
 
-_ROWS = 1024  # that are summed together: few enough to stay in a CPU's cache, enough for quick products
+_ROWS = 1024  # that are summed together at the least, for quick products
+_NUMBERS = 2**19  # and at the most, where rows are short: few enough to stay in a CPU's cache
 
 
 class Columns(NamedTuple):
@@ -65,7 +66,8 @@ class Sums:
 
     def add(self, part: int, x: Float[Tensor, "g n D"], rows: Int[Tensor, " n"]) -> None:
         """Take in features of training rows of one fold."""
-        for some, values in zip(rows.split(_ROWS), x.split(_ROWS, 1), strict=True):
+        step = max(_ROWS, _NUMBERS // (len(x) * x.shape[2]))
+        for some, values in zip(rows.split(step), x.split(step, 1), strict=True):
             taken = Rows.of(values)
             self.spread.add(part, taken)
             for columns, moments in zip(self.y.columns, self.moments, strict=True):
