@@ -41,6 +41,7 @@ POOLINGS = ("mean", "max", "std")
 MIDDLE = {"N": 10_000, "L": 6, "T": 8, "D": 32}
 VARIED = {"N": (1000, 10_000, 100_000, 1_000_000), "L": (3, 12), "T": (32, 128), "D": (128, 512)}
 WAYS = ("kept", "statistics")
+KEPT = 100_000  # series up to which features are also kept: in memory they take too much beyond
 
 
 class Case(NamedTuple):
@@ -135,9 +136,10 @@ def run(case: Case, way: str) -> tuple[float, float, float]:
 
 def measure(case: Case) -> list[Row]:
     rounds = 3 if case.N < 100_000 else 1
-    runs: dict[str, list[tuple[float, float, float]]] = {way: [] for way in WAYS}
+    ways = WAYS if case.N <= KEPT else ("statistics",)
+    runs: dict[str, list[tuple[float, float, float]]] = {way: [] for way in ways}
     for _ in range(rounds):
-        for way in WAYS:
+        for way in ways:
             runs[way].append(run(case, way))
     features = 4 * case.N * case.L * len(POOLINGS) * case.D / 2**20
     return [

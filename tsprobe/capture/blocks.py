@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -24,7 +23,7 @@ class Joiner:
 
     def __init__(self, windows: Sequence[Window], slots: Slots, channels: str) -> None:
         self._windows, self._slots, self._channels = windows, slots, channels
-        self._left = Counter(w.series for w in windows)
+        self._left = np.bincount(np.fromiter((w.series for w in windows), np.int64, len(windows)))
         self._held: dict[int, list[tuple[int, Piece]]] = {}
 
     def add(self, batch: Sequence[int], pooled: Pooled) -> tuple[Int64[np.ndarray, " b"], dict[str, np.ndarray]]:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 BEGUN = 8  # batches filled at the same time, one for each length of windows
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # there may be millions
 class Window:
     """The steps from `start` up to `stop` of one series."""
 
@@ -63,12 +63,12 @@ def batches(windows: list[Window], rows: int, pads: bool) -> Iterator[list[int]]
     Series with short windows come first, and the windows of a series stand close together, so that few series are
     incomplete at a time.
     """
-    longest: dict[int, int] = {}
-    for w in windows:
-        longest[w.series] = max(len(w), longest.get(w.series, 0))
-    order = sorted(range(len(windows)), key=lambda i: (longest[windows[i].series], i))
+    series = np.fromiter((w.series for w in windows), np.int64, len(windows))
+    longest = np.zeros(series.max(initial=-1) + 1, np.int64)
+    np.maximum.at(longest, series, np.fromiter((len(w) for w in windows), np.int64, len(windows)))
+    order = longest[series].argsort(kind="stable")
     begun: dict[int, list[int]] = {}  # batches that are not full, by the length of their windows where it must be equal
-    for i in order:
+    for i in map(int, order):
         length = 0 if pads else len(windows[i])
         batch = begun.setdefault(length, [])
         batch.append(i)
