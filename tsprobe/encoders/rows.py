@@ -35,6 +35,18 @@ def right_aligned(batch: Batch, width: int | None = None) -> tuple[Float[Tensor,
     return values.flatten(0, 1), observed.flatten(0, 1)
 
 
+def standardised(
+    values: Float[Tensor, "R W"], observed: Bool[Tensor, "R W"], correction: int, eps: float = 0
+) -> Float[Tensor, "R W"]:
+    """(x - mean) / (std + eps) over the observed steps of each row, 0 elsewhere; x - mean in a series of no spread, for
+    which the models' own callers give NaN where eps is 0."""
+    count = observed.sum(-1, keepdim=True)
+    mean = values.sum(-1, keepdim=True) / count.clamp(min=1)
+    centred = torch.where(observed, values - mean, 0)
+    scale = (centred.square().sum(-1, keepdim=True) / (count - correction).clamp(min=1)).sqrt() + eps
+    return centred / torch.where(scale > 0, scale, 1)
+
+
 def with_nan(batch: Batch) -> Float[Tensor, "R W"]:
     """Right-aligned rows in float32, NaN where nothing was observed: the form in which Chronos takes a context."""
     values, observed = right_aligned(batch)

@@ -13,12 +13,11 @@ import torch
 from tsprobe.encoders import hub
 from tsprobe.encoders.base import Encoder, Facts, trunk_taps
 from tsprobe.encoders.registry import Card, Size
-from tsprobe.encoders.rows import before_end, refuse_longer, right_aligned, token_map
+from tsprobe.encoders.rows import before_end, refuse_longer, right_aligned, standardised, token_map
 from tsprobe.types import Batch, Inputs
 
 if TYPE_CHECKING:
-    from jaxtyping import Bool, Float
-    from torch import Tensor, nn
+    from torch import nn
 
 FAMILY = "time-moe"
 
@@ -87,15 +86,3 @@ class TimeMoE(Encoder):
 
     def fresh_module(self) -> nn.Module:
         return type(self.module)(self.module.config)
-
-
-def standardised(
-    values: Float[Tensor, "R W"], observed: Bool[Tensor, "R W"], correction: int, eps: float = 0
-) -> Float[Tensor, "R W"]:
-    """(x - mean) / (std + eps) over the observed steps of each row, 0 elsewhere; x - mean in a series of no spread, for
-    which the models' own callers give NaN where eps is 0."""
-    count = observed.sum(-1, keepdim=True)
-    mean = values.sum(-1, keepdim=True) / count.clamp(min=1)
-    centred = torch.where(observed, values - mean, 0)
-    scale = (centred.square().sum(-1, keepdim=True) / (count - correction).clamp(min=1)).sqrt() + eps
-    return centred / torch.where(scale > 0, scale, 1)

@@ -12,8 +12,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from tsprobe.encoders import hub
 from tsprobe.encoders.base import Encoder, Facts, trunk_taps
 from tsprobe.encoders.registry import Card, Size
-from tsprobe.encoders.rows import patch_starts, refuse_longer, refuse_missing, refuse_shorter, right_aligned, token_map
-from tsprobe.encoders.time_moe import standardised
+from tsprobe.encoders.rows import (
+    patch_starts,
+    refuse_longer,
+    refuse_missing,
+    refuse_shorter,
+    right_aligned,
+    standardised,
+    token_map,
+)
 from tsprobe.types import Batch, Inputs
 
 if TYPE_CHECKING:
