@@ -1,4 +1,4 @@
-"""TimesFM 3 against its own `decode`. Needs the package timesfm, which the test extra does not bring."""
+"""TimesFM 3 against its own `decode`."""
 
 from __future__ import annotations
 
