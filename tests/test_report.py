@@ -17,7 +17,8 @@ import pytest
 
 from tsprobe.errors import StorageError
 from tsprobe.report import plot, render, write_report
-from tsprobe.report.figures import PALETTE, panels, safe, styles, y_range
+from tsprobe.report.families import peaks
+from tsprobe.report.figures import PALETTE, look_of, panels, safe, styles, y_range
 from tsprobe.report.heat import heat_maps
 from tsprobe.report.text import caveats, facts, headline, number, p_value, shorten
 
@@ -168,7 +169,8 @@ def test_the_check_for_a_network_can_fail():
 def test_plotly_is_inlined_once_and_every_figure_has_its_data(page):
     assert sum("plotly.js v" in text for tag, text in page.texts if tag == "script") == 1
     ids = [a["data-plot"] for a in page.attributes("div") if "data-plot" in a]
-    assert len(ids) == len(TASKS) + 2 + 3  # panels, heat maps of the studied encoders, diagnostics
+    # panels and one of a mean, heat maps and families of the studied encoders, diagnostics
+    assert len(ids) == len(TASKS) + 1 + 2 + 2 + 3
     assert set(ids) == page.data["plots"].keys()
 
 
@@ -248,7 +250,7 @@ def test_band_closes_around_each_run_of_intervals(study):
     broken = SimpleNamespace(**vars(study))
     broken.curves = study.curves.copy()
     broken.curves.loc[broken.curves["layer"].eq("block.3"), ["score", "low", "high"]] = math.nan
-    panel = panels(broken)[0]
+    panel = next(p for p in panels(broken) if p["task"] == "ucr/GunPoint")
     band = next(t for t in panel["traces"] if t.get("fill") == "toself")
     assert band["x"].count(None) == 1
     cut = band["x"].index(None)
@@ -256,6 +258,33 @@ def test_band_closes_around_each_run_of_intervals(study):
     assert cut == 8  # embedding and three blocks, there and back
     curve = next(t for t in panel["traces"] if t.get("name") == "fracast")
     assert curve["y"][4] is None
+
+
+def test_mean_over_the_tasks_that_all_encoders_were_scored_on(study):
+    partial = SimpleNamespace(**vars(study))
+    extra = study.curves[(study.curves["task"] == "ucr/GunPoint") & (study.curves["encoder"] == "fracast")]
+    partial.curves = pd.concat([study.curves, extra.assign(task="ucr/Only", score=9.0)])
+    drawn = [p for p in panels(partial) if p["task"].startswith("mean")]
+    assert [(p["task"], p["family"], p["metric"]) for p in drawn] == [("mean of 3 tasks", "classification", "accuracy")]
+    curve = next(t for t in drawn[0]["traces"] if t.get("name") == "zoo/jepa")
+    rows = study.curves.query("encoder == 'zoo/jepa' and metric == 'accuracy'")
+    assert np.allclose(curve["y"], rows.groupby("layer_index")["score"].mean(), rtol=1e-5)
+
+
+def test_families_run_from_their_worst_to_their_best_layer(study):
+    curves = study.curves.copy()
+    dense = curves["family"].eq("dense") & curves["encoder"].eq("fracast")
+    curves.loc[dense, "score"] = curves.loc[dense, "layer_index"] * 1.0
+    constant = dense & curves["task"].eq("process/phase")
+    curves.loc[constant, "score"] = 0.5
+    drawn = peaks(curves, look_of(study))
+    assert [p["encoder"] for p in drawn] == ["fracast", "zoo/jepa"]
+    curve = next(t for t in drawn[0]["traces"] if t.get("name") == "dense")
+    assert curve["x"][0] == 0
+    assert curve["x"][-1] == 1  # the trunk alone
+    assert np.allclose(curve["y"], np.linspace(0, 1, len(curve["y"])), atol=1e-4)
+    assert "dense at norm" in drawn[0]["best"]
+    assert peaks(curves[curves["family"] == "dense"], look_of(study)) == []
 
 
 def test_a_ruinous_layer_does_not_flatten_the_rest_and_says_so(study):
@@ -381,9 +410,9 @@ def test_a_large_study_shows_some_at_first_and_all_on_demand():
     page = Page(render(study))
     assert len(page.data["on"]) == 5 + 1  # five encoders and the baseline
     assert len([a for a in page.attributes("button") if "data-group" in a]) == 13
-    assert "3 more tasks" in page.text("summary")
+    assert "5 more tasks" in page.text("summary")
     assert "6 more encoders" in page.text("summary")
-    assert len(page.data["plots"]) == 15 + 12 + 3
+    assert len(page.data["plots"]) == 15 + 2 + 12 + 12 + 3
     hidden = study.verdicts[study.verdicts["verdict"] == "hidden"]["encoder"].value_counts()
     if len(hidden):
         names = [text for tag, text in page.texts if tag == "strong"]
@@ -461,7 +490,7 @@ def test_styles_repeat_colours_only_with_another_marker():
 
 def test_plot_is_a_valid_figure_with_a_panel_for_each_task(study):
     figure = plot(study)
-    assert len(figure.layout.annotations) == len(TASKS)
+    assert len(figure.layout.annotations) == len(TASKS) + 1
     named = [t.name for t in figure.data if t.showlegend]
     assert sorted(named) == sorted(["fracast", "zoo/jepa", "fracast@untrained", "zoo/jepa@untrained"])
     import plotly.graph_objects as go

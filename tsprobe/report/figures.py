@@ -26,6 +26,7 @@ PALETTE = ("#0072B2", "#C98200", "#009E73", "#C56F9F", "#8C6BB1", "#3C9AD0", "#D
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x")
 NEUTRAL = "#808890"
 DOTS = ("dot", "dashdot", "longdashdot")
+MANY = 3  # tasks of a metric, from which on their mean is drawn
 AFTER_TRUNK = 0.09  # heads and projectors have no depth: they stand past 1, this far apart
 
 Plot = dict[str, Any]
@@ -107,15 +108,40 @@ def y_range(scores: np.ndarray, bounds: np.ndarray, chance: float = math.nan) ->
     return (float(low - margin - beyond), float(high + margin))
 
 
+def _means(curves: pd.DataFrame) -> list[pd.DataFrame]:
+    """Curves of the mean over tasks, for each family and metric that has enough of them, as if the mean were a task.
+
+    Only tasks count that all encoders have been scored on, so that all means are over the same.
+    """
+    made = []
+    for _, rows in curves.groupby(["family", "metric"], sort=False):
+        owners = rows.groupby("task", sort=False)["encoder"].nunique()
+        tasks = owners.index[owners == rows["encoder"].nunique()]
+        if len(tasks) < MANY:
+            continue
+        common = rows[rows["task"].isin(tasks)]
+        first = {name: (name, "first") for name in ("objective", "family", "metric", "depth")}
+        mean = common.groupby(["encoder", "layer", "layer_index"], sort=False).agg(
+            **first, score=("score", "mean"), chance=("chance", "mean")
+        )
+        words = {"pooling": "each task's own", "probe": "each task's own"}
+        made.append(
+            mean.reset_index().assign(task=f"mean of {len(tasks)} tasks", low=np.nan, high=np.nan, **words)
+        )
+    return made
+
+
 def panels(study: Any, look: Mapping[str, Style] | None = None) -> list[Plot]:
-    """One panel of layer curves for each task and metric, families together.
+    """One panel of layer curves for each task and metric, families together, means over their tasks first.
 
     Each has `task`, `metric`, `family`, `chance`, `clipped` (points below the axis), `summary` (in words), `traces`
     and `layout`. `meta` of a trace is the group of its encoder, None for chance.
     """
+    import pandas as pd
+
     look = look or look_of(study)
-    curves = study.curves.reset_index(drop=True)
-    curves = curves.assign(place=_places(curves))
+    curves = pd.concat([*_means(study.curves), study.curves], ignore_index=True)
+    curves = curves.assign(place=places(curves))
     marks = {(v.encoder, v.task, v.metric): v for v in study.verdicts.itertuples()}
     made = []
     for (family, task, metric), rows in curves.groupby(["family", "task", "metric"], sort=False):
@@ -153,11 +179,11 @@ def _panel(family: str, task: str, metric: str, rows: pd.DataFrame, marks: dict,
     return {
         "family": family, "task": task, "metric": metric, "clipped": clipped, "traces": traces,
         "chance": f"{chance:.3g}".replace("-", MINUS) if math.isfinite(chance) else "",
-        "chance_shown": not chance < low, "summary": spoken(task, metric, said), "layout": _axes((low, high), right),
+        "chance_shown": not chance < low, "summary": spoken(task, metric, said), "layout": axes((low, high), right),
     }  # fmt: skip
 
 
-def _places(layers: pd.DataFrame) -> np.ndarray:
+def places(layers: pd.DataFrame) -> np.ndarray:
     """Where each row stands on the axis `[N]`: its depth, or past 1 in the order of the layers where it has none."""
     past = layers["depth"].isna()
     steps = layers[past].groupby("encoder")["layer_index"].rank(method="dense")
@@ -249,7 +275,7 @@ def _faint(colour: str, alpha: float) -> str:
     return f"rgba({red},{green},{blue},{alpha})"
 
 
-def _axes(ends: tuple[float, float], right: float) -> Plot:
+def axes(ends: tuple[float, float], right: float) -> Plot:
     ticks, words = [0, 0.5, 1], ["input", "middle", "end"]
     upright = {"type": "line", "x0": 1 + AFTER_TRUNK / 2, "x1": 1 + AFTER_TRUNK / 2, "y0": 0, "y1": 1, "yref": "paper"}
     border = [{**upright, "line": {"color": NEUTRAL, "width": 1, "dash": "1px,3px"}}] if right > 1.05 else []
@@ -282,14 +308,14 @@ def diagnostic_panels(study: Any, look: Mapping[str, Style]) -> list[Plot]:
         )
         means = groups.reset_index()
         low, high = y_range(means["value"].to_numpy(float), np.array([]))
-        means = means.assign(place=_places(means))
+        means = means.assign(place=places(means))
         right = float(means["place"].clip(lower=1).max()) + 0.04
         traces = []
         for encoder, layers in means.groupby("encoder", sort=False):
             layers = layers.sort_values("layer_index")
             traces.append(_diagnostic(str(encoder), layers, look, low))
         summary = f"{name} by depth for {means['encoder'].nunique()} encoders, mean over tasks and poolings"
-        layout = _axes((low, high), right)
+        layout = axes((low, high), right)
         made.append({"diagnostic": str(name), "summary": summary, "traces": traces, "layout": layout})
     return made
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from tsprobe.files import replace_file
 from tsprobe.report import text
+from tsprobe.report.families import peaks
 from tsprobe.report.figures import Plot, Style, diagnostic_panels, look_of, panels
 from tsprobe.report.heat import heat_maps
 
@@ -76,7 +77,8 @@ def _context(study: Any) -> dict[str, Any]:
     maps, scale = heat_maps(study)
     maps.sort(key=lambda drawn: list(look).index(drawn["encoder"]))
     diagnostics = diagnostic_panels(study, look)
-    drawings = {"c": curves, "h": maps, "d": diagnostics}
+    families = peaks(study.curves, look)
+    drawings = {"c": curves, "h": maps, "d": diagnostics, "f": families}
     legend = _legend(look)
     table = _table(verdicts, notes, controls)
     return {
@@ -89,6 +91,7 @@ def _context(study: Any) -> dict[str, Any]:
         "margin": study.spec.get("margin"),
         "legend": legend,
         "curves": _split(_curves(curves, study.scores), AT_ONCE["curves"]),
+        "families": _numbered(families, "f"),
         "heat": _split(_numbered(maps, "h"), AT_ONCE["heat"]),
         "scale": scale,
         "heads": any(plot["layout"]["shapes"] for plot in curves),
