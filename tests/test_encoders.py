@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -253,6 +254,16 @@ def test_untrained_twin_is_the_models_own_initialisation(zoo, family):
     torch.manual_seed(0)
     expected = type(module)(module.config).state_dict()
     assert all(torch.equal(value, expected[key]) for key, value in module.state_dict().items())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_config_alone_makes_the_untrained_network(zoo, family, tmp_path):
+    shutil.copy(zoo.folders[family] / "config.json", tmp_path)
+    twin = load_encoder(f"{family}:{tmp_path}@untrained")
+    expected = load_encoder(f"{family}:{zoo.folders[family]}@untrained").module.state_dict()
+    assert all(torch.equal(value, expected[key]) for key, value in twin.module.state_dict().items())
+    with pytest.raises(EncoderError, match=r"weights|safetensors"):
+        load_encoder(f"{family}:{tmp_path}")
 
 
 def test_facts_of_the_families(encoders):

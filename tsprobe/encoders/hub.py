@@ -15,6 +15,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ from tsprobe.errors import EncoderError
 if TYPE_CHECKING:
     from torch import nn
 
+_WITH_WEIGHTS = ContextVar("with weights", default=True)
 _HUB_FILES = ["config.json", "model.safetensors", "model-*.safetensors", "model.safetensors.index.json"]
 
 
@@ -93,6 +95,16 @@ def building(folder: Path, family: str, file: str = "config.json") -> Iterator[N
         raise EncoderError(f"{family}: {folder / file} does not describe such a model ({reason})") from error
 
 
+@contextmanager
+def without_weights() -> Iterator[None]:
+    """Inside, `load_pretrained` and `load_state` make the network that a config describes, and look for no weights."""
+    token = _WITH_WEIGHTS.set(False)
+    try:
+        yield
+    finally:
+        _WITH_WEIGHTS.reset(token)
+
+
 def load_pretrained(
     model_class: Any,
     config: Any,
@@ -108,6 +120,9 @@ def load_pretrained(
     in the folder, and what transformers makes of them. Raises `EncoderError` that names the first weights missing,
     unexpected or of another shape.
     """
+    if not _WITH_WEIGHTS.get():
+        with building(folder, family), quiet():
+            return model_class(copy.deepcopy(config))
     with building(folder, family), quiet(), torch.device("meta"):
         skeleton = model_class(copy.deepcopy(config))  # building may write to the config
     prefix = f"{skeleton.base_model_prefix}."
@@ -138,6 +153,8 @@ def quiet() -> Iterator[None]:
 
 def load_state(module: nn.Module, folder: Path, family: str) -> nn.Module:
     """Fill a plain module with exactly the weights of a folder. Raises `EncoderError` as `load_pretrained` does."""
+    if not _WITH_WEIGHTS.get():
+        return module
     return fill(module, read_state(folder, family), folder, family)
 
 

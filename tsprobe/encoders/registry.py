@@ -147,7 +147,12 @@ def load_named(name: str, *, workers: bool | None = None, **options: Any) -> Enc
     plain = name.removesuffix(UNTRAINED)
     family, source = _split(plain)
     card = _family(family).card
-    if card.missing is None:
+    if card.missing is None and name.endswith(UNTRAINED):
+        from tsprobe.encoders import hub
+
+        with hub.without_weights():  # a folder with a config alone will do
+            encoder = _family(family).load(source, **options)
+    elif card.missing is None:
         encoder = _family(family).load(source, **options)
     elif card.requirements and workers is not False:
         from tsprobe.encoders.remote import load_in_worker
