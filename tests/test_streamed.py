@@ -21,6 +21,7 @@ from tsprobe.tasks.base import Task
 
 N, M = 70, 40
 POOLINGS = ("mean", "std", "segments2")
+READINGS = {split: Reading(POOLINGS) for split in ("train", "test")}
 
 
 @pytest.fixture(autouse=True)
@@ -125,7 +126,7 @@ def test_seeds_with_the_same_folds_share_their_statistics(monkeypatch: pytest.Mo
     data = task()
     folds = {0: data.folds(5, 0), 1: data.folds(5, 1), 7: data.folds(5, 0)}
     found = streamed.read(
-        Passes(StepsEncoder(), data, Reading(POOLINGS), None, folds), np.arange(N), lambda steps: None
+        Passes(StepsEncoder(), data, READINGS, POOLINGS, None, folds), np.arange(N), lambda steps: None
     )
     assert len(made) == 3 * 2  # poolings, folds
     assert set(found.cells) == {(p, s) for p in POOLINGS for s in folds}
@@ -151,13 +152,13 @@ def test_layers_of_unlike_width_and_order(monkeypatch: pytest.MonkeyPatch) -> No
 
 def passes(n: int = N, **more: object) -> Passes:
     data = task()
-    return Passes(StepsEncoder(), data, Reading(POOLINGS), None, {0: data.folds(5, 0)})
+    return Passes(StepsEncoder(), data, READINGS, POOLINGS, None, {0: data.folds(5, 0)})
 
 
 def test_auto_takes_statistics_where_they_are_smaller_than_features_above_the_limit(monkeypatch) -> None:
     how = passes()
     kept = 4 * N * 3 * 4 * 6 * 2  # bytes, rows, layers, slots, width, channels
-    block = next(how.blocks(how.task.train))
+    block = next(how.blocks("train"))
     assert streamed.statistics_bytes(how, block) == 8 * (5 * 2) * 3 * (2 * 12**2 + 24**2)  # folds x masks, segments: 24
     assert streamed.statistics_bytes(how, block) > kept
     monkeypatch.setattr(streamed, "KEPT_BYTES", kept - 1)

@@ -271,7 +271,7 @@ def test_the_shipped_sets_are_those_described():
     listed = {
         row["name"]: (row["n_train"] + row["n_test"], row["channels"], row["length"], row["classes"])
         for row in LISTED
-        if not row["name"].startswith(("process/", "speech/"))
+        if row["name"].startswith(("ucr/", "uea/", "tser/"))
     }
     plaid = listed.pop("ucr/PLAID")
     assert listed == described
@@ -344,8 +344,8 @@ def test_ts_files_that_fail(tmp_path):
         ("process/k0", "k1 to k14"),
         ("process/k15", "k1 to k14"),
         ("ucr/../secret", "letters, digits"),
-        ("ucr/", "sources: process/"),
-        ("", "sources: process/"),
+        ("ucr/", "sources: .*process/"),
+        ("", "sources: .*process/"),
     ],
 )
 def test_unknown_names_suggest_near_ones(name, message):
@@ -380,9 +380,10 @@ def test_sources_of_other_packages(monkeypatch):
         assert group == "tsprobe.tasks"
         return [EntryPoint("shop", f"{__name__}:plugin", group), EntryPoint("ucr", tasks._OWN["ucr"], group)]
 
+    listed = list_tasks()
     monkeypatch.setattr(tasks, "entry_points", points)
     assert load_task("shop/a/b") == "loaded a/b"
-    assert len(list_tasks()) == 21  # this module has no list of its own, only ours by import
+    assert list_tasks() == listed  # this module has no list of its own, only ours by import
     monkeypatch.setattr(tasks, "entry_points", lambda group: [EntryPoint("ucr", "other:load", group)])
     with pytest.raises(SpecError, match="two packages provide the tasks ucr/: tsprobe"):
         load_task("ucr/GunPoint")

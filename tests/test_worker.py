@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import tsprobe
-from tsprobe.capture import Reading, extract, stream
+from tsprobe.capture import Reading, Steps, extract, stream
 from tsprobe.data.panel import Panel
 from tsprobe.encoders import load_encoder, registry, remote, wire, workshop
 from tsprobe.encoders.remote import start
@@ -79,6 +79,15 @@ def test_promises_are_checked_in_the_worker(there):
     there.check(channels=2, untrained=False)
     with pytest.raises(EncoderError, match="tokens before a bump"):
         there.check(length=64, causal=True, untrained=False)  # its scale is that of the whole window
+
+
+def test_steps_are_read_in_the_worker(here, there):
+    for causal in (False, True):
+        steps = Steps(np.array([[0, 20, 49], [7, 8, 30]]), causal)
+        how, two = Reading((steps.pooling,), steps=steps), panel(50, 60)
+        layer = extract(there, two, how).arrays["norm"]
+        np.testing.assert_array_equal(layer, extract(here, two, how).arrays["norm"])
+        assert layer.shape[:2] == (2, 3)
 
 
 def test_done_series_are_not_read(there):

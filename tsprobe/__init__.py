@@ -15,16 +15,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tsprobe.api import probe
+    from tsprobe.data.text import Question
     from tsprobe.encoders import load_encoder
     from tsprobe.study import Study
-    from tsprobe.tasks import Classification, MultiLabel, Regression, load_task
+    from tsprobe.tasks import Classification, Dense, Forecasting, MultiLabel, Questions, Regression, load_task
 
 __version__ = "0.1.0"
 
 # Looked up when first used, so that `import tsprobe` costs next to nothing and needs no optional package.
 _HOMES = {
     "Classification": "tsprobe.tasks",
+    "Dense": "tsprobe.tasks",
+    "Forecasting": "tsprobe.tasks",
     "MultiLabel": "tsprobe.tasks",
+    "Question": "tsprobe.data.text",
+    "Questions": "tsprobe.tasks",
     "Regression": "tsprobe.tasks",
     "Study": "tsprobe.study",
     "load_encoder": "tsprobe.encoders",
@@ -33,7 +38,8 @@ _HOMES = {
 }
 
 __all__ = [
-    "Classification", "MultiLabel", "Regression", "Study", "load_encoder", "load_task", "probe",
+    "Classification", "Dense", "Forecasting", "MultiLabel", "Question", "Questions", "Regression", "Study",
+    "load_encoder", "load_task", "probe",
 ]  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -237,7 +238,9 @@ def _show_verdicts(study: Study) -> None:
     rows = []
     for v in study.verdicts.to_dict("records"):
         role = study.controls.get(v["encoder"], "")
-        interval = f"{v['gap']:+.3f} [{v['gap_low']:+.3f}, {v['gap_high']:+.3f}]" if not role.startswith("ba") else ""
+        interval = "" if role.startswith("ba") else f"{v['gap']:+.3f}"
+        if interval and not math.isnan(v["gap_low"]):  # one test series has none
+            interval += f" [{v['gap_low']:+.3f}, {v['gap_high']:+.3f}]"
         readable = [v["encoder"], v["task"], v["metric"], f"{v['final_score']:.3f}", f"{v['chosen_score']:.3f}"]
         rows.append([*readable, v["chosen_layer"], interval, f"{v['p_adjusted']:.3f}", v["verdict"]])
     _table(["encoder", "task", "metric", "final", "chosen", "layer", "gap", "p (Holm)", "verdict"], rows)

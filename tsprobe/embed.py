@@ -48,21 +48,26 @@ def embed(
 
 
 def best_layer(encoder: Encoder, task: Task, reading: Reading, stage: Stage = silent) -> str:
-    """The layer that a ridge probe reads best, by out-of-fold predictions on the training series alone."""
+    """The layer that a ridge probe reads best (of a forecast, the quantile head), by out-of-fold predictions on the
+    training series alone."""
     import torch
 
     from tsprobe.metrics import get_metric
     from tsprobe.probes import get_probe
     from tsprobe.probes.base import Target
 
+    if task.dense:
+        raise SpecError(f"{task.name} asks about steps, and embed gives one vector a series; name the layer")
     with stage(f"{encoder.name} looks for the best layer", len(task.train)) as advance:
         features = extract(encoder, task.train, reading, progress=advance)
-    target = Target(task.kind, torch.from_numpy(task.y_train), task.n_classes)
+    probe = get_probe("quantile" if task.kind == "forecast" else "ridge")
+    units = None if task.units is None else (torch.from_numpy(task.units[0]), torch.from_numpy(task.units[0][:1]))
+    target = Target(task.kind, torch.from_numpy(task.y_train), task.n_classes, units)
     folds = torch.from_numpy(task.folds(5, seed=0))
     best: dict[str, float] = {}
     for layers, stack in features.stacks(reading.poolings[0]):
         x = torch.from_numpy(stack)
-        readout = get_probe("ridge")(x, target, x[:, :1], folds, get_metric(task.metric))
+        readout = probe(x, target, x[:, :1], folds, get_metric(task.metric))
         best |= dict(zip(layers, readout.inner.amax(1).tolist(), strict=True))
     return max(encoder.taps, key=lambda name: (best[name], name == encoder.final))
 

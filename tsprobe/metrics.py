@@ -15,34 +15,70 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from tsprobe import dense_metrics
+from tsprobe import forecast_metrics as forecast
+from tsprobe import language_metrics as language
 from tsprobe.errors import DataError, UnknownNameError
 
 if TYPE_CHECKING:
-    from jaxtyping import Float, Num
+    from jaxtyping import Float, Int, Num
 
 _BLOCK = 32  # resamples whose cumulative weights are held at once
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A score with its name, the kinds of target that it is defined for, and what a blind guess gets."""
+    """A score with its name, the kinds of target that it is defined for, and what a blind guess gets.
+
+    `by_series` ones look at the steps of one series after the other, and are averaged over the series.
+    """
 
     name: str
-    function: Callable[[Tensor, Tensor, Tensor | None], Tensor]
+    function: Callable[..., Tensor]
     kinds: tuple[str, ...]
     chance: str
+    by_series: bool = False
 
     def __call__(
         self,
         y: Num[Tensor, "N ..."],
         prediction: Float[Tensor, "*batch N K"],
         weights: Num[Tensor, "R N"] | None = None,
+        series: Int[Tensor, " N"] | None = None,
     ) -> Float[Tensor, "*R_batch"]:
-        """The score: shape `[...]`, or `[R, ...]` with weights.
+        """The score: shape `[...]`, or `[R, ...]` with weights. `series` says whose steps the samples are.
 
         Raises DataError when the shapes do not fit, a prediction is NaN or a weight is negative.
         """
-        return self.function(y, prediction, weights)
+        if not self.by_series:
+            return self.function(y, prediction, weights)
+        if weights is not None:
+            raise DataError(f"{self.name} is an average over series: weigh its values of each series")
+        return self.each(y, prediction, series).nanmean(-1)
+
+    def each(
+        self, y: Num[Tensor, "N ..."], prediction: Float[Tensor, "*batch N K"], series: Int[Tensor, " N"] | None
+    ) -> Float[Tensor, "*batch n_series"]:
+        """The score of each series, in the order of their numbers; NaN where it has none. For `by_series` metrics.
+
+        The steps of a series must be in order of time. Raises DataError as calling does, and without `series`.
+        """
+        if series is None or series.shape != y.shape[:1]:
+            raise DataError(f"{self.name} is a score of whole series: it needs to be told the series of each step")
+        _, p = _check(y, prediction, None, classes=y.ndim == 1)
+        steps = [(series == number).nonzero()[:, 0] for number in series.unique()]
+        found = torch.stack([self.function(y[rows], p[:, rows]) for rows in steps], 1)
+        return found.reshape(*prediction.shape[:-2], -1)
+
+
+def mean_known(y: Tensor, prediction: Float[Tensor, "*batch N 1"], weights: Tensor | None = None) -> Tensor:
+    """Mean of values that are predictions themselves, of scores of series: those that are NaN are left out."""
+    values = prediction[..., 0].double()
+    w = torch.ones(1, len(y), dtype=torch.float64) if weights is None else weights.double()
+    known = ~values.isnan()
+    flat = torch.where(known, values, 0).reshape(-1, len(y))
+    score = (w @ flat.T) / (w @ known.double().reshape(-1, len(y)).T)
+    return _shape(score, prediction, weights)
 
 
 def accuracy(y: Tensor, prediction: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -185,14 +221,48 @@ def _shape(score: Float[Tensor, "R P"], prediction: Tensor, weights: Tensor | No
     return score.view(lead) if weights is None else score.view(len(score), *lead)
 
 
+def _checked(function: Callable[..., Tensor], *, classes: bool) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
+    """A metric out of a function of y, checked predictions `[P, N, K]` and weights `[R, N]` that gives `[R, P]`."""
+
+    def metric(y: Tensor, prediction: Tensor, weights: Tensor | None = None) -> Tensor:
+        w, p = _check(y, prediction, weights, classes)
+        return _shape(function(y, p, w), prediction, weights)
+
+    return metric
+
+
 METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
-        Metric("accuracy", accuracy, ("classification",), "share of the most frequent class"),
+        Metric("accuracy", accuracy, ("classification", "choice"), "share of the most frequent class"),
         Metric("balanced_accuracy", balanced_accuracy, ("classification",), "1 / number of classes"),
         Metric("auroc", auroc, ("multilabel",), "0.5"),
         Metric("r2", r2, ("regression", "multilabel"), "0, for the mean of the targets"),
         Metric("neg_rmse", neg_rmse, ("regression", "multilabel"), "minus the standard deviation of the targets"),
+        Metric(
+            "macro_f1",
+            _checked(dense_metrics.macro_f1, classes=True),
+            ("classification",),
+            "below 1 / number of classes",
+        ),
+        Metric(
+            "neg_circular_error",
+            _checked(dense_metrics.neg_circular_error, classes=False),
+            ("regression",),
+            "minus pi / 2, for a guess",
+        ),
+        Metric("vus_pr", dense_metrics.vus_pr, ("multilabel",), "about the share of anomalous steps", by_series=True),
+        Metric("covering", dense_metrics.covering, ("classification",), "that of one run for all", by_series=True),
+        Metric("change_f1", dense_metrics.change_f1, ("classification",), "0 where no change is found", by_series=True),
+        Metric(
+            "exact_match", _checked(language.exact_match, classes=True), ("answer",), "that of the most frequent answer"
+        ),
+        Metric(
+            "interval_iou", _checked(language.interval_iou, classes=False), ("grounding",), "that of one span for all"
+        ),
+        Metric("neg_mase", forecast.neg_mase, ("forecast",), "that of the seasonal naive forecast"),
+        Metric("neg_sql", forecast.neg_sql, ("forecast",), "that of the seasonal naive forecast"),
+        Metric("neg_wql", forecast.neg_wql, ("forecast",), "that of the seasonal naive forecast"),
     )
 }
 

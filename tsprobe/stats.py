@@ -14,13 +14,13 @@ import numpy as np
 import torch
 
 if TYPE_CHECKING:
-    from jaxtyping import Float
+    from jaxtyping import Float, Int
     from torch import Tensor
 
 Metric = Callable[..., "Tensor"]
 """`metric(y, prediction [..., N, K], weights [R, N] | None) -> [...]`, or `[R, ...]` with weights."""
 
-_CHUNK = 2**22  # elements of swapped predictions held at once
+_CHUNK = 2**22  # elements of swapped predictions, or of the weights of rows, held at once
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,32 @@ def resample_counts(n: int, resamples: int, seed: int) -> Float[Tensor, "R N"]:
 
 
 def score_interval(
-    metric: Metric, y: Tensor, prediction: Float[Tensor, "Q N K"], counts: Float[Tensor, "R N"], coverage: float = 0.95
+    metric: Metric,
+    y: Tensor,
+    prediction: Float[Tensor, "Q N K"],
+    counts: Float[Tensor, "R N"],
+    coverage: float = 0.95,
+    *,
+    clusters: Int[Tensor, " N"] | None = None,
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval (Efron 1979) of the mean score over Q seeds."""
-    return _percentiles(metric(y, prediction, counts).mean(-1), coverage)
+    """Percentile bootstrap interval (Efron 1979) of the mean score over Q seeds.
+
+    Where the rows come in `clusters`, those are drawn whole: `counts` are then `[R, clusters]`. NaN where there is but
+    one sample (cluster) to draw from.
+    """
+    if counts.shape[1] < 2:
+        return math.nan, math.nan
+    return _percentiles(_resampled(lambda w: metric(y, prediction, w).mean(-1), counts, clusters), coverage)
+
+
+def _resampled(
+    score: Callable[[Tensor], Tensor], counts: Float[Tensor, "R C"], clusters: Int[Tensor, " N"] | None
+) -> Float[Tensor, " R"]:
+    """The score under the weights of each resample, some resamples at a time where each has many rows."""
+    if clusters is None:
+        return score(counts)
+    at_once = max(1, _CHUNK // len(clusters))
+    return torch.cat([score(some[:, clusters]) for some in counts.split(at_once)])
 
 
 def paired_gap(
@@ -54,20 +76,26 @@ def paired_gap(
     final: Float[Tensor, "Q N K"],
     counts: Float[Tensor, "R N"],
     coverage: float = 0.95,
+    *,
+    clusters: Int[Tensor, " N"] | None = None,
 ) -> Gap:
     """Score of `chosen` minus score of `final` on the same N test samples, averaged over Q seeds.
 
     The interval is a paired percentile bootstrap over samples: both scores see the same resample. The p-value is that
     of an approximate randomisation test (Noreen 1989; one-sided, against "no better"): under the null hypothesis the
-    two predictions of a sample can be swapped, for all seeds together.
+    two predictions of a sample can be swapped, for all seeds together. Where the rows come in `clusters` (steps of the
+    same series), a sample is a cluster: it is drawn and swapped whole, and `counts` are `[R, clusters]`. A single
+    sample has no interval (NaN).
     """
 
     def gap(a: Tensor, b: Tensor, weights: Tensor | None = None) -> Tensor:
         return (metric(y, a, weights) - metric(y, b, weights)).mean(-1)
 
     value = float(gap(chosen, final))
-    low, high = _percentiles(gap(chosen, final, counts), coverage)
     resamples, n = counts.shape
+    low = high = math.nan
+    if n > 1:
+        low, high = _percentiles(_resampled(lambda w: gap(chosen, final, w), counts, clusters), coverage)
     generator = torch.Generator().manual_seed(n)
     at_once = max(1, _CHUNK // chosen.numel())
     tolerance = 1e-12 * max(1.0, abs(value))  # a swap that changes nothing must count as equal, not as smaller
@@ -75,6 +103,8 @@ def paired_gap(
     for begin in range(0, resamples, at_once):
         size = min(at_once, resamples - begin)
         swap = torch.randint(0, 2, (size, 1, n, 1), generator=generator, dtype=torch.bool)
+        if clusters is not None:
+            swap = swap[:, :, clusters]
         null = gap(torch.where(swap, final, chosen), torch.where(swap, chosen, final))
         reached += int((null >= value - tolerance).sum())
     return Gap(value, low, high, (1 + reached) / (1 + resamples))

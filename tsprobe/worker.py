@@ -13,6 +13,8 @@ from contextlib import closing, suppress
 from dataclasses import asdict
 from typing import IO, Any
 
+import numpy as np
+
 from tsprobe.encoders import load_encoder, wire
 from tsprobe.encoders.base import Encoder
 from tsprobe.errors import TsprobeError
@@ -77,10 +79,13 @@ class Server:
         )
 
     def _stream(self, head: dict[str, Any], body: bytes) -> None:
-        from tsprobe.capture import Reading, stream
+        from tsprobe.capture import Reading, Steps, stream
 
         panel, done = wire.unpack_panel(body)
-        reading = Reading(**head["reading"] | {"poolings": tuple(head["reading"]["poolings"])})
+        how = head["reading"] | {"poolings": tuple(head["reading"]["poolings"])}
+        if how["steps"] is not None:
+            how["steps"] = Steps(np.array(how["steps"]["at"]), how["steps"]["causal"])
+        reading = Reading(**how)
         encoder, layers = self._encoders[head["encoder"]], tuple(head["layers"])
         tell = lambda windows: self._send({"progress": windows})  # noqa: E731
         with closing(stream(encoder, panel, reading, layers=layers, done=done, progress=tell)) as blocks:

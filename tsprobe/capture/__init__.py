@@ -4,5 +4,6 @@ from tsprobe.capture.extract import extract
 from tsprobe.capture.features import Features
 from tsprobe.capture.hooks import read_layers
 from tsprobe.capture.reading import Block, Reading, stream
+from tsprobe.capture.steps import Steps, coarse_layers
 
-__all__ = ["Block", "Features", "Reading", "extract", "read_layers", "stream"]
+__all__ = ["Block", "Features", "Reading", "Steps", "coarse_layers", "extract", "read_layers", "stream"]

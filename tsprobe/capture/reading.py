@@ -15,10 +15,11 @@ from tsprobe.capture.ahead import ahead
 from tsprobe.capture.arrivals import Arrival, send
 from tsprobe.capture.blocks import Joiner
 from tsprobe.capture.hooks import read_layers
+from tsprobe.capture.steps import Steps, refuse_coarse
 from tsprobe.capture.timing import Timing
 from tsprobe.capture.windows import Window, batches, cut, load
 from tsprobe.errors import DataError, EncoderError, UnknownNameError
-from tsprobe.pooling import Slots, pool
+from tsprobe.pooling import Slots, StepMap, pool
 from tsprobe.types import Batch
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     from tsprobe.data.panel import Panel
     from tsprobe.encoders.base import Encoder
+    from tsprobe.types import TokenMap
 
 Finished = tuple[Any, ...]  # the fields of a block, the last of which may be left out
 
@@ -36,12 +38,25 @@ UNDERWAY = 2  # batches whose pooled features are on their way from the device: 
 
 @dataclass(frozen=True)
 class Reading:
-    """How a panel is read: which poolings, how channels join, what is done about missing values."""
+    """How a panel is read: which poolings, how channels join, what is done about missing values.
+
+    With `steps`, the one pooling is `steps.pooling`: tokens at M steps, `[N, M, D]`, instead of statistics.
+    """
 
     poolings: tuple[str, ...] = ("mean",)
     channels: Literal["concat", "mean"] = "concat"
     missing: Literal["handle", "error"] = "handle"
     rows: int = ROWS
+    steps: Steps | None = None
+
+    def slots(self, panel: Panel) -> Slots:
+        """Raises what `Slots.parse` raises, and `DataError` for steps that do not fit the panel or the poolings."""
+        slots = Slots.parse(self.poolings)
+        if self.steps is not None:
+            self.steps.check(panel)
+        if slots.steps != (0 if self.steps is None else self.steps.at.shape[1]):
+            raise DataError(f"poolings {list(self.poolings)} do not fit the steps that are to be read")
+        return slots
 
 
 @dataclass(frozen=True)
@@ -87,11 +102,13 @@ def stream(
     done = np.zeros(len(panel), bool) if done is None else np.asarray(done, bool)
     if done.shape != (len(panel),):
         raise ValueError(f"done has shape {done.shape} for {len(panel)} series")
-    slots = Slots.parse(reading.poolings)
+    slots = reading.slots(panel)
     windows = cut(panel, encoder.facts, encoder.name)
     own = getattr(encoder, "stream", None)
     if own is not None:
         return _checked(own(panel, reading, names, done, progress), encoder.name)
+    if reading.steps is not None:
+        refuse_coarse(encoder, panel, names)
     return _checked(_read(encoder, panel, reading, names, slots, windows, done, progress), encoder.name)
 
 
@@ -111,7 +128,7 @@ def _read(
         # batches are those of the whole panel, so that a series is pooled in the same company after a resume
         for batch in batches(windows, max(1, reading.rows // panel.channels), encoder.facts.pads):
             if left := [i for i in batch if not done[windows[i].series]]:
-                yield left, _load(panel, [windows[i] for i in left], encoder.facts.masks_missing, slots, device)
+                yield left, _load(panel, [windows[i] for i in left], encoder.facts.masks_missing, reading, device)
 
     joiner = Joiner(windows, slots, reading.channels)
     underway: deque[tuple[list[int], Arrival, Timing]] = deque()
@@ -130,7 +147,7 @@ def _read(
 
     with closing(ahead(loaded())) as batched:
         for batch, data in batched:
-            underway.append((batch, *_pool_batch(encoder, data, names, slots)))
+            underway.append((batch, *_pool_batch(encoder, data, names, slots, reading)))
             while underway and (len(underway) == UNDERWAY or underway[0][1].is_done()):
                 yield from finish()
         while underway:
@@ -139,15 +156,21 @@ def _read(
 
 @dataclass(frozen=True)
 class _Loaded:
-    """What a batch needs on the device: its series, and for poolings by segments their borders `[B, K + 1]`."""
+    """What a batch needs on the device: its series, and in steps of their windows what is asked of time.
+
+    For poolings by segments `spans` are their borders `[B, K + 1]`, for a reading of steps these, `[B, M]`.
+    """
 
     batch: Batch
     spans: Tensor | None
 
 
-def _load(panel: Panel, windows: list[Window], keep_missing: bool, slots: Slots, device: torch.device) -> _Loaded:
+def _load(panel: Panel, windows: list[Window], keep_missing: bool, reading: Reading, device: torch.device) -> _Loaded:
     batch = load(panel, windows, keep_missing=keep_missing)
-    spans = _spans(panel, windows, slots.segments) if slots.segments else None
+    segments = Slots.parse(reading.poolings).segments
+    spans = _spans(panel, windows, segments) if segments else None
+    if reading.steps is not None:
+        spans = torch.from_numpy(np.stack([reading.steps.at[w.series] - w.start for w in windows]))
     if device.type == "cuda":  # a copy from pageable memory would wait for everything that runs there
         batch = Batch(batch.values.pin_memory(), batch.observed.pin_memory(), batch.lengths.pin_memory())
         spans = None if spans is None else spans.pin_memory()
@@ -161,7 +184,9 @@ def _spans(panel: Panel, windows: list[Window], segments: int) -> Tensor:
     return lengths[:, None] * torch.linspace(0, 1, segments + 1) - starts[:, None]
 
 
-def _pool_batch(encoder: Encoder, data: _Loaded, names: Sequence[str], slots: Slots) -> tuple[Arrival, Timing]:
+def _pool_batch(
+    encoder: Encoder, data: _Loaded, names: Sequence[str], slots: Slots, reading: Reading
+) -> tuple[Arrival, Timing]:
     """One forward pass and its timing. Of each layer, pooled slots `[B, rows, P, D]` and weights `[B, rows, P]`."""
     device, given = encoder.device, data.batch
     timing = Timing(device)
@@ -171,6 +196,7 @@ def _pool_batch(encoder: Encoder, data: _Loaded, names: Sequence[str], slots: Sl
         spans = data.spans
         if spans is not None:
             spans = spans.to(device, non_blocking=True).repeat_interleave(inputs.rows, 0)  # [R, K + 1]
+        read = None if reading.steps is None else _StepReader(spans, given.lengths, inputs.rows, reading.steps.causal)
         pooled: dict[str, tuple[Tensor, Tensor]] = {}
 
         def visit(name: str, x: Tensor) -> None:
@@ -181,13 +207,28 @@ def _pool_batch(encoder: Encoder, data: _Loaded, names: Sequence[str], slots: Sl
                     f"{tokens.mask.shape[0]} of {tokens.mask.shape[1]}"
                 )
             with timing.aside():
-                value, weight = pool(x, tokens, slots, spans)
+                value, weight = pool(x, tokens, slots, spans) if read is None else read(x, tokens)
             rows = (len(given.lengths), inputs.rows)
             pooled[name] = value.reshape(*rows, *value.shape[1:]), weight.reshape(*rows, weight.shape[1])
 
         with timing.whole():
             read_layers(encoder, inputs, names, visit)
         return send(pooled), timing
+
+
+class _StepReader:
+    """Reads steps `[R, M]` of a batch from one layer after another; what depends on the token map alone is kept."""
+
+    def __init__(self, steps: Tensor | None, lengths: Tensor, rows: int, causal: bool) -> None:
+        assert steps is not None
+        self._steps, self._causal = steps, causal
+        self._lengths = lengths.to(steps.device).repeat_interleave(rows)
+        self._maps: dict[int, StepMap] = {}
+
+    def __call__(self, x: Tensor, tokens: TokenMap) -> tuple[Tensor, Tensor]:
+        if id(tokens) not in self._maps:  # maps live as long as the batch, so that a number stands for one
+            self._maps[id(tokens)] = StepMap.of(tokens, self._steps, self._lengths, causal=self._causal)
+        return self._maps[id(tokens)].read(x)
 
 
 def _checked(blocks: Iterable[Finished], encoder: str) -> Generator[Block, None, None]:

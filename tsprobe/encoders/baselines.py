@@ -10,7 +10,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -22,6 +22,17 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 LAYER = "features"
+WINDOW = 64  # steps of the raw signal that a baseline sees of the surroundings of a step
+
+
+class Steps(Protocol):
+    """`at [N, M]` steps of N series, as `tsprobe.capture.Steps` has them."""
+
+    @property
+    def at(self) -> np.ndarray: ...
+
+    @property
+    def causal(self) -> bool: ...
 
 
 class Baseline(ABC):
@@ -33,6 +44,10 @@ class Baseline(ABC):
     def __init__(self, name: str) -> None:
         self.name = f"baseline/{name}"
         self.facts = Facts(objective="none", pretrained_on="nothing")
+
+    def of_windows(self) -> Baseline:
+        """The baseline for windows around steps, of which there are many more than series."""
+        return self
 
     @abstractmethod
     def features(self, train: Sequence[np.ndarray], test: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]: ...
@@ -49,9 +64,18 @@ class Chance(Baseline):
 
 
 class MiniRocket(Baseline):
-    """9,996 proportions of positive values under random-dilation convolutions (Dempster et al. 2021), seed 0."""
+    """Proportions of positive values under random-dilation convolutions (Dempster et al. 2021), seed 0.
+
+    There are 9,996 of a series, and 504 of a window around a step.
+    """
 
     shortest = 9  # length of the kernels
+    kernels = 10_000
+
+    def of_windows(self) -> MiniRocket:
+        small = MiniRocket(self.name.removeprefix("baseline/"))
+        small.kernels = 504
+        return small
 
     def features(self, train: Sequence[np.ndarray], test: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         with _quiet_sktime(self.name):
@@ -60,10 +84,12 @@ class MiniRocket(Baseline):
         lengths = {s.shape[1] for part in (train, test) for s in part}
         with _quiet_sktime(self.name):
             if len(lengths) == 1:
-                rocket = MiniRocketMultivariate(random_state=0).fit(np.stack(train).astype(np.float64))
+                rocket = MiniRocketMultivariate(self.kernels, random_state=0).fit(np.stack(train).astype(np.float64))
                 pair = [rocket.transform(np.stack(part).astype(np.float64)) for part in (train, test)]
             else:
-                rocket = MiniRocketMultivariateVariable(random_state=0, pad_value_short_series=0.0).fit(_nested(train))
+                rocket = MiniRocketMultivariateVariable(self.kernels, random_state=0, pad_value_short_series=0.0).fit(
+                    _nested(train)
+                )
                 pair = [rocket.transform(_nested(part)) for part in (train, test)]
         return np.asarray(pair[0], np.float32), np.asarray(pair[1], np.float32)
 
@@ -78,6 +104,40 @@ class Catch22(Baseline):
             transformer = Transformer(replace_nans=True)
             pair = [np.asarray(transformer.fit_transform(_nested(part)), np.float32) for part in (train, test)]
         return pair[0], pair[1]
+
+
+class Lags(Baseline):
+    """The last 32 values of each channel, about the last, in standard deviations of the series.
+
+    A shorter series keeps its first value before its beginning. In the units of a forecast, a ridge on them is an
+    autoregression, one of its own for each step ahead.
+    """
+
+    steps = 32
+
+    def features(self, train: Sequence[np.ndarray], test: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        return self._lags(train), self._lags(test)
+
+    def _lags(self, series: Sequence[np.ndarray]) -> np.ndarray:
+        rows = []
+        for values in series:
+            recent = np.pad(values, ((0, 0), (self.steps, 0)), mode="edge")[:, -self.steps :].astype(np.float64)
+            spread = values.std(dtype=np.float64)
+            rows.append((recent[:, :-1] - recent[:, -1:]).ravel() / (spread if spread > 0 else 1))
+        return np.stack(rows).astype(np.float32)
+
+
+def windows(series: Sequence[np.ndarray], steps: Steps) -> list[np.ndarray]:
+    """Of each series, for each step asked about, the `WINDOW` steps around it (in a causal task, up to it) `[C, W]`.
+
+    Beyond its ends a series keeps its first and its last value.
+    """
+    before = WINDOW - 1 if steps.causal else WINDOW // 2
+    found = []
+    for values, at in zip(series, steps.at, strict=True):
+        padded = np.pad(values, ((0, 0), (before, WINDOW)), mode="edge")
+        found += [padded[:, step : step + WINDOW] for step in at.tolist()]
+    return found
 
 
 def _lengthen(series: Sequence[np.ndarray], shortest: int) -> list[np.ndarray]:
@@ -103,11 +163,16 @@ def _quiet_sktime(purpose: str) -> Iterator[None]:
             raise MissingPackageError(error.name or "sktime", purpose) from error
 
 
-BASELINES: dict[str, Callable[[str], Baseline]] = {"chance": Chance, "minirocket": MiniRocket, "catch22": Catch22}
+BASELINES: dict[str, Callable[[str], Baseline]] = {
+    "chance": Chance,
+    "minirocket": MiniRocket,
+    "catch22": Catch22,
+    "lags": Lags,
+}
 
 
 def load_baseline(name: str) -> Baseline:
-    """`chance`, `minirocket` or `catch22`, with or without `baseline/` before it."""
+    """`chance`, `minirocket`, `catch22` or `lags`, with or without `baseline/` before it."""
     key = name.removeprefix("baseline/")
     if key not in BASELINES:
         raise UnknownNameError("baseline", name, BASELINES)

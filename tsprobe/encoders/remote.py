@@ -201,7 +201,10 @@ class Remote(Encoder):
     ) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
         """Blocks of whole series, index `[b]` and `[b, P, D]` of each layer, as `tsprobe.capture.stream` makes them
         in the worker."""
-        head = {"do": "stream", "encoder": self._handle, "reading": asdict(reading), "layers": list(layers)}
+        how = asdict(reading)
+        if reading.steps is not None:
+            how["steps"]["at"] = reading.steps.at.tolist()
+        head = {"do": "stream", "encoder": self._handle, "reading": how, "layers": list(layers)}
         answers = self._worker.stream(head, wire.pack_panel(panel, done))
         try:
             for answer, body in answers:

@@ -13,7 +13,8 @@ def merge_windows(pooled: np.ndarray, weight: np.ndarray, owner: np.ndarray, slo
     `owner [W]` numbers the series (or channel) of each window from 0; windows of one owner stand in order of time.
     Means and segments merge by weight, standard deviations by the parallel variance formula (Chan, Golub and
     LeVeque 1983), extremes by extremes, first and last by the first and last window that has a real token; a class
-    token is averaged over windows. An owner without any real token is all zeros.
+    token is averaged over windows, a step is taken from the window that reads it best. An owner without any real token
+    is all zeros.
     """
     n = int(owner.max()) + 1 if len(owner) else 0
     if len(owner) == n:  # one window each, the common case
@@ -29,6 +30,9 @@ def merge_windows(pooled: np.ndarray, weight: np.ndarray, owner: np.ndarray, slo
 
 def _merge(pooled: np.ndarray, weight: np.ndarray, slots: Slots) -> np.ndarray:
     out = np.zeros(pooled.shape[1:])
+    if slots.steps:
+        best = weight.argmax(0)
+        return np.where(weight.max(0)[:, None] > 0, pooled[best, np.arange(len(best))], 0)
     for p, kind in enumerate(slots.kinds):
         w, v = weight[:, p], pooled[:, p]  # [W], [W, D]
         real = np.flatnonzero(w > 0)

@@ -22,6 +22,7 @@ POOLINGS = {
     "segmentsK": "means over K equal spans of time, side by side (segments2, segments4, ...)",
 }
 _SEGMENTS = re.compile(r"segments([1-9]\d*)")
+_STEPS = re.compile(r"steps([1-9]\d*)")
 
 
 @dataclass(frozen=True)
@@ -30,13 +31,15 @@ class Slots:
 
     `names` are the poolings asked for, in order; `kinds` names the statistic of every slot. `segments` is the number
     of spans (0: none). A mean is always kept beside a standard deviation, which cannot be merged over windows
-    without it, so there may be more slots than names ask for.
+    without it, so there may be more slots than names ask for. `stepsM`, which dense tasks ask for, stands alone: its
+    `steps` slots are tokens at M steps of each series, which no statistic of the whole series goes with.
     """
 
     names: tuple[str, ...]
     kinds: tuple[str, ...]
     places: dict[str, slice]
     segments: int
+    steps: int = 0
 
     @classmethod
     def parse(cls, names: Sequence[str]) -> Slots:
@@ -44,6 +47,9 @@ class Slots:
         names = (names,) if isinstance(names, str) else tuple(names)
         if not names or len(set(names)) != len(names):
             raise SpecError(f"poolings must be a list of distinct names, not {list(names)}")
+        if (match := _STEPS.fullmatch(names[0])) and len(names) == 1:
+            steps = int(match[1])
+            return cls(names, ("step",) * steps, {names[0]: slice(0, steps)}, 0, steps)
         kinds: list[str] = []
         places: dict[str, slice] = {}
         segments = 0

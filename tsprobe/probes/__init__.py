@@ -20,11 +20,15 @@ _LABELS = ("classification", "multilabel")
 
 @dataclass(frozen=True)
 class Entry:
-    """Where a probe is, as `module:attribute`, what it is, and the kinds of target that it takes."""
+    """Where a probe is, as `module:attribute`, what it is, and the kinds of target that it takes.
+
+    `sourced` is where the probe of a source is made, for those that are also named `NAME:SOURCE`.
+    """
 
     path: str
     description: str
     kinds: tuple[str, ...]
+    sourced: str | None = None
 
 
 PROBES: dict[str, Entry] = {
@@ -43,21 +47,39 @@ PROBES: dict[str, Entry] = {
         "vote of the nearest training samples by cosine similarity",
         (*_LABELS, "regression"),
     ),
+    "quantile": Entry(
+        "tsprobe.probes.quantile:fit_predict",
+        "linear head for the quantiles 0.1 to 0.9 of each step: median regression, and quantiles of its residuals",
+        ("forecast",),
+    ),
+    "language": Entry(
+        "tsprobe.probes.language:fit_predict",
+        "answers in words of a small causal language model that reads the features through a projector of two layers",
+        ("choice", "answer", "grounding"),
+        "tsprobe.probes.pretrained:with_decoder",
+    ),
 }
 
 
-def _entry(name: str) -> Entry:
-    if name not in PROBES:
+def _entry(name: str) -> tuple[Entry, str]:
+    """The probe of that name, and the source where it is `NAME:SOURCE`."""
+    plain, colon, source = name.partition(":")
+    if plain not in PROBES or (colon and not (source and PROBES[plain].sourced)):
         raise UnknownNameError("probe", name, PROBES)
-    return PROBES[name]
+    return PROBES[plain], source
 
 
 def get_probe(name: str) -> Probe:
-    """The `fit_predict` of the probe of that name; raises UnknownNameError, which suggests near ones."""
-    module, attribute = _entry(name).path.split(":")
-    return getattr(importlib.import_module(module), attribute)
+    """The `fit_predict` of the probe of that name; raises UnknownNameError, which suggests near ones.
+
+    `language:SOURCE` is the language probe with another decoder (`tsprobe.probes.pretrained`).
+    """
+    entry, source = _entry(name)
+    module, attribute = ((source and entry.sourced) or entry.path).split(":")
+    found = getattr(importlib.import_module(module), attribute)
+    return found(source) if source else found
 
 
 def probes_for(name: str) -> tuple[str, ...]:
     """The kinds of target that the probe of that name takes; raises UnknownNameError, which suggests near ones."""
-    return _entry(name).kinds
+    return _entry(name)[0].kinds

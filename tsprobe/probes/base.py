@@ -21,6 +21,8 @@ from tsprobe.metrics import Metric
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
 
+    from tsprobe.data.text import Asked
+
 CHUNK_BYTES = 2**29  # groups are worked on in chunks whose largest arrays stay below this
 _NOISE = 1e-6  # a column whose deviation is below this share of its size is float32 rounding of a constant
 
@@ -29,14 +31,20 @@ _NOISE = 1e-6  # a column whose deviation is below this share of its size is flo
 class Target:
     """What a probe learns.
 
-    `y` is `[N]` int64 class indices (classification), `[N, K]` 0/1 with NaN where unknown (multilabel) or `[N, K]`
-    values with NaN where masked (regression). `n_classes` is for classification: classes beyond those in `y` get a
-    column of low scores; None counts the classes of `y`.
+    `y` is `[N]` int64 class indices (classification), `[N, K]` 0/1 with NaN where unknown (multilabel), `[N, K]`
+    values with NaN where masked (regression) or `[N, H]` next steps likewise (forecast, predicted in H Q columns).
+    `n_classes` is for classification: classes beyond those in `y` get a column of low scores; None counts the classes
+    of `y`. `units` are for a forecast: of each training row `[N]` and of each test row `[M]` the size of what an
+    encoder, which brings its input to one size, took for 1.
     """
 
-    kind: Literal["classification", "multilabel", "regression"]
+    kind: Literal["classification", "multilabel", "regression", "forecast", "choice", "answer", "grounding"]
     y: Tensor
     n_classes: int | None = None
+    units: tuple[Tensor, Tensor] | None = None
+    series: Tensor | None = None  # [N], of a dense task: whose steps the rows are
+    asked: Asked | None = None  # of a language task: its questions
+    tokens: int = 1  # P, of a language task: features are those of P tokens side by side
 
     @property
     def width(self) -> int:
@@ -117,6 +125,13 @@ class Problem(Question):
 def check(x: Tensor, target: Target, x_test: Tensor, folds: Tensor, metric: Metric) -> Problem:
     """Refuse what no probe can work on (DataError; SpecError for an unfitting metric), and code the targets."""
     check_metric(target, metric)
+    check_features(x, x_test)
+    question = check_question(target, folds, x.shape[1], x.device)
+    return Problem(**vars(question), x=x, x_test=x_test.to(x.device))
+
+
+def check_features(x: Tensor, x_test: Tensor) -> None:
+    """Raise DataError for features that do not fit together, are empty or not finite."""
     if x.ndim != 3 or x_test.ndim != 3 or (x.shape[0], x.shape[2]) != (x_test.shape[0], x_test.shape[2]):
         raise DataError(f"features {list(x.shape)} and {list(x_test.shape)} where [G, N, D] and [G, M, D] are due")
     for name, features in (("training", x), ("test", x_test)):
@@ -124,8 +139,6 @@ def check(x: Tensor, target: Target, x_test: Tensor, folds: Tensor, metric: Metr
             raise DataError(f"{name} features are empty: shape {list(features.shape)}")
         if not torch.stack(features.aminmax()).isfinite().all():  # one read; NaN is passed on
             raise DataError(f"{name} features hold NaN or infinite values")
-    question = check_question(target, folds, x.shape[1], x.device)
-    return Problem(**vars(question), x=x, x_test=x_test.to(x.device))
 
 
 def check_metric(target: Target, metric: Metric) -> None:
@@ -136,13 +149,19 @@ def check_metric(target: Target, metric: Metric) -> None:
 
 def check_question(target: Target, folds: Tensor, n: int, device: torch.device | str = "cpu") -> Question:
     """Refuse targets and folds of n rows that no probe can work on (DataError), and code the targets."""
+    folds, n_folds = check_folds(folds, n, device)
+    y, known = _code(target, n)
+    return Question(target, y.to(device), known.to(device), folds, n_folds)
+
+
+def check_folds(folds: Tensor, n: int, device: torch.device | str = "cpu") -> tuple[Int[Tensor, " n"], int]:
+    """Fold ids of n rows as 0, 1, ..., and their number; raises DataError for fewer than two folds."""
     if folds.shape != (n,) or folds.is_floating_point():
         raise DataError(f"fold ids of shape {list(folds.shape)} and {folds.dtype} where integers [{n}] are due")
     names, folds = folds.to(device).unique(return_inverse=True)
     if len(names) < 2:
         raise DataError("all training rows are in one fold; at least two folds are due")
-    y, known = _code(target, n)
-    return Question(target, y.to(device), known.to(device), folds, len(names))
+    return folds, len(names)
 
 
 def _code(target: Target, n: int) -> tuple[Float[Tensor, "N K"], Bool[Tensor, "N K"]]:
@@ -254,7 +273,8 @@ def readout(
     inner, chosen, prediction, norms = [], [], [], []
     for x, x_test in zip(problem.x.split(step), problem.x_test.split(step), strict=True):
         solved = solve(x.double(), x_test.double()) if double else solve(x, x_test)
-        scores = metric(y, solved.held_out)  # [g, A]
+        series = problem.target.series
+        scores = metric(y, solved.held_out, **({} if series is None else {"series": series.to(y.device)}))  # [g, A]
         best = choose(scores, strengths, metric.name, strongest_last=strongest_last)
         inner.append(scores)
         chosen.append(best)

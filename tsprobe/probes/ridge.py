@@ -71,7 +71,8 @@ def fit_predict(
 def _sorted(problem: base.Problem) -> tuple[base.Problem, Int[Tensor, " N"]]:
     """The problem with targets in the order of the folds, a fold being a slice, and that order for its features."""
     order = problem.folds.argsort(stable=True)
-    target = replace(problem.target, y=problem.target.y.to(order.device)[order])
+    series = None if problem.target.series is None else problem.target.series.to(order.device)[order]
+    target = replace(problem.target, y=problem.target.y.to(order.device)[order], series=series)
     y, known, folds = problem.y[order], problem.known[order], problem.folds[order]
     return replace(problem, target=target, y=y, known=known, folds=folds), order
 

@@ -72,4 +72,4 @@ _ARRAYS = ("inner", "strength", "score", "prediction", "gradient_norm")
 
 
 def cell_path(folder: Path, encoder: str, task: str, pooling: str, probe: str, seed: int) -> Path:
-    return folder / "cells" / safe_name(encoder) / safe_name(task) / f"{pooling}-{probe}-{seed}.npz"
+    return folder / "cells" / safe_name(encoder) / safe_name(task) / f"{pooling}-{safe_name(probe)}-{seed}.npz"

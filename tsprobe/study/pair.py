@@ -14,15 +14,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from tsprobe.capture import Features, Reading, extract
+from tsprobe.capture import Features, Reading, Steps, coarse_layers, extract
 from tsprobe.capture.store import DamagedError
 from tsprobe.capture.windows import cut, interpolate
 from tsprobe.data.panel import Panel
 from tsprobe.diagnostics import measure
 from tsprobe.encoders.base import Encoder
-from tsprobe.encoders.baselines import LAYER, Baseline
+from tsprobe.encoders.baselines import LAYER, Baseline, Chance, windows
 from tsprobe.files import replace_text, safe_name
 from tsprobe.metrics import get_metric
+from tsprobe.pooling import Slots
 from tsprobe.probes import get_probe, probes_for
 from tsprobe.probes.base import Target
 from tsprobe.study import streamed
@@ -46,20 +47,33 @@ class Pair:
     folder: Path
     stage: Stage
 
-    @property
-    def reading(self) -> Reading:
+    def reading(self, split: str) -> Reading:
         spec = self.spec
-        return Reading(spec.poolings, spec.channels, spec.missing, spec.rows)
+        at = getattr(self.task, f"steps_{split}")
+        if at is None:
+            return Reading(spec.poolings, spec.channels, spec.missing, spec.rows)
+        steps = Steps(at, self.task.causal)
+        return Reading((steps.pooling,), spec.channels, spec.missing, spec.rows, steps)
 
-    @property
+    @cached_property
     def layers(self) -> tuple[str, ...] | None:
-        """The layers that the spec names, and always the final one, which every other is compared with."""
-        named = self.spec.layers
-        return named if named is None or self.encoder.final in named else (*named, self.encoder.final)
+        """The layers that the spec names, and always the final one, which every other is compared with.
+
+        A dense task has no use for layers with one token a series. Raises `EncoderError` where the final one is such.
+        """
+        named, final = self.spec.layers, self.encoder.final
+        layers = named if named is None or final in named else (*named, final)
+        if not self.task.dense or isinstance(self.encoder, Baseline) or hasattr(self.encoder, "stream"):
+            return layers
+        layers = tuple(self.encoder.taps) if layers is None else layers
+        coarse = coarse_layers(self.encoder, self.task.train, layers)
+        return tuple(layer for layer in layers if layer not in coarse or layer == final)
 
     @property
     def poolings(self) -> tuple[str, ...]:
-        """A baseline has features already, and nothing to pool."""
+        """A baseline has features already, and nothing to pool; a dense task reads steps."""
+        if self.task.dense:
+            return ("causal",) if self.task.causal else ("steps",)
         return ("mean",) if isinstance(self.encoder, Baseline) else self.spec.poolings
 
     @cached_property
@@ -71,37 +85,50 @@ class Pair:
 
     def _encoder_features(self, encoder: Encoder, split: str) -> Features:
         panel: Panel = getattr(self.task, split)
-        path = self._feature_path(panel.fingerprint())
+        reading = self.reading(split)
+        path = self._feature_path(panel.fingerprint(), reading)
         features = _kept(path)
         if features is None:
             windows = len(cut(panel, encoder.facts, encoder.name))
             with self.stage(f"{encoder.name} reads {self.task.name} ({split})", windows) as advance:
-                features = extract(encoder, panel, self.reading, layers=self.layers, progress=advance, store=path)
+                features = extract(encoder, panel, reading, layers=self.layers, progress=advance, store=path)
         return features
 
     def _baseline_features(self, baseline: Baseline) -> tuple[Features, Features]:
-        """A baseline is fitted on the training series, so that both parts depend on both panels."""
+        """A baseline is fitted on the training series, so that both parts depend on both panels.
+
+        For a dense task the series are windows of the raw signal, one for each step that is asked about.
+        """
         panels = self.task.train, self.task.test
         both = "".join(panel.fingerprint() for panel in panels)
-        paths = [self._feature_path(split + both) for split in ("train", "test")]
+        readings = [self.reading(split) for split in ("train", "test")]
+        steps = [reading.steps for reading in readings]
+        paths = [
+            self._feature_path(split + both, reading)
+            for split, reading in zip(("train", "test"), readings, strict=True)
+        ]
         train, test = map(_kept, paths)
         if train is None or test is None:
             begin = time.perf_counter()
-            series = ([interpolate(s) for s in panel.series] for panel in panels)
+            series = [[interpolate(s) for s in panel.series] for panel in panels]
+            names = ["mean" if at is None else at.pooling for at in steps]
+            if self.task.dense:
+                baseline = baseline.of_windows()
+                series = [windows(part, at) for part, at in zip(series, steps, strict=True) if at is not None]
             with self.stage(f"{baseline.name} reads {self.task.name}", 1):
                 matrices = baseline.features(*series)
             seconds = round(time.perf_counter() - begin, 3), 0.0  # of both parts together
             notes = {"missing_values": 0, "missing_handling": "interpolated"}
             train, test = (
-                Features({LAYER: m[:, None]}, ("mean",), notes | {"seconds": took})
-                for m, took in zip(matrices, seconds, strict=True)
+                Features({LAYER: m.reshape(len(panel), -1, m.shape[1])}, (name,), notes | {"seconds": took})
+                for m, panel, name, took in zip(matrices, panels, names, seconds, strict=True)
             )
             for features, path in zip((train, test), paths, strict=True):
                 features.save(path)
         return train, test
 
-    def _feature_path(self, fingerprint: str) -> Path:
-        key = json.dumps([fingerprint, self.fingerprint, repr(self.reading), self.spec.layers])
+    def _feature_path(self, fingerprint: str, reading: Reading) -> Path:
+        key = json.dumps([fingerprint, self.fingerprint, repr(reading), self.spec.layers])
         return (
             self.folder / "features" / safe_name(self.encoder.name) / f"{safe_name(key)[-8:]}-{fingerprint[:16]}.zarr"
         )
@@ -137,8 +164,10 @@ class Pair:
         spec = self.spec
         if isinstance(self.encoder, Baseline) or spec.features == "kept" or set(spec.probes) != {"ridge"}:
             return None
-        folds = {seed: self.task.folds(spec.folds, seed) for seed in spec.seeds}
-        passes = streamed.Passes(self.encoder, self.task, self.reading, self.layers, folds)
+        series = self.task.rows("train").series
+        folds = {seed: self.task.folds(spec.folds, seed)[series] for seed in spec.seeds}
+        readings = {split: self.reading(split) for split in ("train", "test")}
+        passes = streamed.Passes(self.encoder, self.task, readings, self.poolings, self.layers, folds)
         return passes if spec.features == "statistics" or streamed.pays(passes) else None
 
     @cached_property
@@ -152,42 +181,73 @@ class Pair:
     @property
     def _diagnosed(self) -> np.ndarray:
         """Rows of the training samples that the diagnostics look at."""
-        return np.unique(np.linspace(0, len(self.task.train) - 1, DIAGNOSED).round().astype(int))
+        rows = len(self.task.rows("train").at)
+        return np.unique(np.linspace(0, rows - 1, DIAGNOSED).round().astype(int))
 
     def _compute(self, pooling: str, probe: str, seed: int) -> Cell:
+        if self.task.guess is not None and isinstance(self.encoder, Chance):
+            return self._guessed(*self.task.guess)
         train = self.features[0]
         begin = time.perf_counter()
-        folds = torch.from_numpy(self.task.folds(self.spec.folds, seed))
+        folds = torch.from_numpy(self.task.folds(self.spec.folds, seed)[self.task.rows("train").series])
         rows: dict[str, dict[str, Any]] = {}
         for (layers, x), (_, x_test) in self._stacks(pooling):  # layers of equal width share one solve
-            rows |= self._solve(probe, layers, torch.from_numpy(x), torch.from_numpy(x_test), folds)
+            rows |= self._solve(probe, pooling, layers, torch.from_numpy(x), torch.from_numpy(x_test), folds)
         columns = {k: np.array([rows[layer][k] for layer in train.layers]) for k in rows[train.layers[0]]}
         return Cell(layers=train.layers, seconds=round(time.perf_counter() - begin, 3), **columns)
+
+    def _guessed(self, train: np.ndarray, test: np.ndarray) -> Cell:
+        """The cell of a guess that needs no readout, predictions `[N, K]` of the training and of the test rows."""
+        metric, prediction, none = get_metric(self.task.metric), test.astype(np.float32), np.full(1, np.nan)
+        inner, score = (
+            metric(torch.from_numpy(y), torch.from_numpy(p)[None]).numpy()
+            for y, p in ((self.task.y_train, train), (self.task.y_test, prediction))
+        )
+        return Cell((LAYER,), inner, none, score, prediction[None], none, seconds=0.0)
 
     @cached_property
     def _stacks(self) -> Callable[[str], list[tuple[Stack, Stack]]]:
         """Layers of equal width, of the training and the test series; those of the last pooling stay in memory."""
-        train, test = self.features
+        parts = [
+            (features, self.task.rows(split)) for features, split in zip(self.features, ("train", "test"), strict=True)
+        ]
 
         @lru_cache(maxsize=1)
         def stacks(pooling: str) -> list[tuple[Stack, Stack]]:
-            return list(zip(train.stacks(pooling), test.stacks(pooling), strict=True))
+            found = [
+                [
+                    (layers, rows.take(x))
+                    for layers, x in features.stacks(features.poolings[0] if self.task.dense else pooling)
+                ]
+                for features, rows in parts
+            ]
+            return list(zip(*found, strict=True))
 
         return stacks
 
     def _solve(
-        self, probe: str, layers: tuple[str, ...], x: torch.Tensor, x_test: torch.Tensor, folds: torch.Tensor
+        self,
+        probe: str,
+        pooling: str,
+        layers: tuple[str, ...],
+        x: torch.Tensor,
+        x_test: torch.Tensor,
+        folds: torch.Tensor,
     ) -> dict[str, dict[str, Any]]:
         """The columns of a cell for layers of equal width: `x [G, N, D]`, `x_test [G, M, D]`, `folds [N]`."""
         task, metric = self.task, get_metric(self.task.metric)
         device = "cpu" if isinstance(self.encoder, Baseline) else self.encoder.device
-        target = Target(task.kind, torch.from_numpy(task.y_train), task.n_classes)
+        units = None if task.units is None else (torch.from_numpy(task.units[0]), torch.from_numpy(task.units[1]))
+        rows, test_rows = task.rows("train"), task.rows("test")
+        steps, test_steps = (torch.from_numpy(r.series) if task.dense else None for r in (rows, test_rows))
+        tokens = 1 if task.dense else Slots.parse((pooling,)).segments or 1
+        target = Target(task.kind, torch.from_numpy(rows.y), task.n_classes, units, steps, task.asked, tokens)
         readout = get_probe(probe)(x.to(device), target, x_test.to(device), folds, metric)
         chosen = readout.chosen.cpu()
         inner = readout.inner.cpu().gather(1, chosen[:, None])[:, 0]
         norms = torch.full((len(layers),), torch.nan) if readout.gradient_norm is None else readout.gradient_norm.cpu()
         prediction = readout.prediction.cpu().float()
-        score = metric(torch.from_numpy(task.y_test), prediction)
+        score = metric(torch.from_numpy(test_rows.y), prediction, series=test_steps)
         return {
             layer: {
                 "inner": float(inner[i]),
@@ -223,9 +283,14 @@ class Pair:
         train, some = (
             (self.features[0], self._diagnosed) if self.passes is None else (self._streamed.sample, slice(None))
         )
+        rows = self.task.rows("train") if self.passes is None else None
         values: dict[str, dict[str, dict[str, float]]] = {}
         for pooling in self.poolings:
-            x = {layer: torch.from_numpy(train.matrix(layer, pooling)[some]) for layer in train.layers}
+            name = train.poolings[0] if self.task.dense else pooling
+            x = {}
+            for layer in train.layers:
+                matrix = train.matrix(layer, name)
+                x[layer] = torch.from_numpy((matrix if rows is None else rows.take(matrix[None])[0])[some])
             values[pooling] = {layer: measure(value, x[self.encoder.final]) for layer, value in x.items()}
         return values
 

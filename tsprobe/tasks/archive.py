@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 from tsprobe.data.sources import bundled_folder, download, find_ts, read_ts
-from tsprobe.errors import DataError, UnknownNameError
+from tsprobe.errors import DataError, SpecError, UnknownNameError
 from tsprobe.tasks.base import Classification, Regression, Task, TaskInfo
 
 # sktime declares a licence for its package alone; the archives ask for citation and name no licence for each set
@@ -71,6 +71,9 @@ def load_ts(path: str) -> Task:
 
 
 def _load(archive: str, name: str) -> Task:
+    base, mark, query = name.partition("?")
+    if mark:
+        raise SpecError(f"task {archive}/{base}: no setting {query!r}; there are shots, with it seed, and metric")
     shipped = [row[1] for row in _BUNDLED if (row[0] == "tser") == (archive == "tser")]
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
         raise UnknownNameError(f"{archive} data set", name, shipped, "(letters, digits, '_' and '-' only)")

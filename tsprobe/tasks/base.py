@@ -10,17 +10,24 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
 from tsprobe.data.panel import Panel, as_panel
 from tsprobe.errors import DataError, SpecError
+from tsprobe.tasks import folds, options
+from tsprobe.tasks.rows import Rows
 
 if TYPE_CHECKING:
+    from typing import Self
+
     from jaxtyping import Float64, Int64
 
-Kind = Literal["classification", "multilabel", "regression"]
+    from tsprobe.data.text import Asked
+
+Kind = Literal["classification", "multilabel", "regression", "forecast", "choice", "answer", "grounding"]
+_INDEXED = ("classification", "choice", "answer")  # kinds whose targets are numbers of a class, choice or text
 
 
 @dataclass(frozen=True)
@@ -50,8 +57,12 @@ class Task:
     """Data, splits, target and metric.
 
     Targets are int64 class indices `[N]` for a classification, float64 `[N, K]` of 0 and 1 for a multilabel task, and
-    float64 `[N, K]` for a regression; NaN in the latter two masks a target of a row. `labels` names the classes or the
-    K targets. Training rows of one `groups` value stay in one fold; `ordered` says that they are in time order.
+    float64 `[N, K]` for a regression or a forecast of K steps; NaN masks a target of a row in all but the first.
+    `labels` names the classes or the K targets. Training rows of one `groups` value stay in one fold; `ordered` says
+    that they are in time order.
+
+    A task of the dense family asks at M steps of every series, `steps_train [N, M]` and `steps_test`. Its targets are
+    `[N, M]` classes, -1 where a step has none, or `[N, M, K]`; `causal` keeps readings from covering later steps.
 
     Raises `DataError` when the parts do not belong together.
     """
@@ -69,24 +80,33 @@ class Task:
     ordered: bool = False
     source: str = ""
     licence: str = "not declared"
+    steps_train: np.ndarray | None = None
+    steps_test: np.ndarray | None = None
+    causal: bool = False
+    shots: tuple[int, int] | None = None  # training series of each class, and the seed of their draw out of more
 
     def __post_init__(self) -> None:
         if not self.name.strip():
             raise DataError("a task needs a name that is not empty")
-        if self.kind not in ("classification", "multilabel", "regression"):
-            raise DataError(f"task {self.name!r}: kind {self.kind!r} is not classification, multilabel or regression")
+        if self.kind not in get_args(Kind):
+            raise DataError(f"task {self.name!r}: kind {self.kind!r} is none of {', '.join(get_args(Kind))}")
         if self.train.channels != self.test.channels:
             raise DataError(
                 f"task {self.name!r}: training series have {self.train.channels} channels, test series "
                 f"{self.test.channels}; both need the same"
             )
+        if (self.steps_train is None) != (self.steps_test is None):
+            raise DataError(f"task {self.name!r}: steps for one split only; a dense task asks at steps of both")
         for split, panel, y in (("training", self.train, self.y_train), ("test", self.test, self.y_test)):
             if len(y) != panel.n:
                 raise DataError(f"task {self.name!r}: {panel.n} {split} series but {len(y)} targets; give one each")
-            if self.kind != "classification" and y.shape != (panel.n, len(self.labels)):
-                raise DataError(f"task {self.name!r}: {split} targets {y.shape}, not [{panel.n}, {len(self.labels)}]")
-            if self.kind == "classification" and (y.ndim != 1 or y.dtype != np.int64):
-                raise DataError(f"task {self.name!r}: {split} targets must be int64 class indices [N]")
+            steps = self.steps_train if split == "training" else self.steps_test
+            shape = y.shape[:1] if steps is None else steps.shape
+            if self.kind not in _INDEXED and y.shape != (*shape, len(self.labels)):
+                raise DataError(f"task {self.name!r}: {split} targets {y.shape}, not {[*shape, len(self.labels)]}")
+            if self.kind in _INDEXED and (y.shape != shape or y.dtype != np.int64):
+                what = "[N]" if steps is None else f"of the steps, {list(shape)}"
+                raise DataError(f"task {self.name!r}: {split} targets must be int64 class indices {what}")
         if self.groups is not None:
             self._check_groups(self.groups)
 
@@ -98,9 +118,42 @@ class Task:
             raise DataError(f"task {self.name!r}: ordered rows of one group must be contiguous; sort or drop groups")
 
     @property
+    def dense(self) -> bool:
+        """Whether it asks at steps."""
+        return self.steps_train is not None
+
+    def rows(self, split: str) -> Rows:
+        """What is asked of the `train` or the `test` series: one row a series, or one for each step with a target."""
+        y, steps = getattr(self, f"y_{split}"), getattr(self, f"steps_{split}")
+        return Rows.whole(y) if steps is None else Rows.at_steps(y)
+
+    @property
+    def guess(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Predictions of the training and of the test rows for chance level; None: what is best without features."""
+        return None
+
+    @property
+    def units(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Of the training and of the test rows, for `Target.units` of a forecast."""
+        return None
+
+    @property
+    def asked(self) -> Asked | None:
+        """The questions in words about the training and the test series, of a language task."""
+        return None
+
+    @property
     def n_classes(self) -> int:
         """Number of classes; for the other kinds, the number of targets K."""
         return len(self.labels)
+
+    def few_shot(self, shots: int, seed: int = 0) -> Self:
+        """The task with so many training series of each class; see `tsprobe.tasks.options`."""
+        return options.few_shot(self, shots, seed)
+
+    def scored_by(self, metric: str) -> Self:
+        """The task with another metric, one that is defined for its kind."""
+        return options.scored_by(self, metric)
 
     @property
     def description(self) -> str:
@@ -108,9 +161,11 @@ class Task:
         lengths = np.concatenate([self.train.lengths, self.test.lengths])
         low, high = lengths.min(), lengths.max()
         what = "classes" if self.kind == "classification" else "targets"
+        dense = "" if self.steps_test is None else f", {self.steps_test.shape[1]} steps of each asked about"
+        drawn = "" if self.shots is None else f" ({self.shots[0]} a class, drawn with seed {self.shots[1]})"
         return (
-            f"{self.name}: {self.kind}, {self.train.n} train and {self.test.n} test series of {self.train.channels} x "
-            f"{low if low == high else f'{low}-{high}'}, {self.n_classes} {what}, metric {self.metric}"
+            f"{self.name}: {self.kind}, {self.train.n} train{drawn} and {self.test.n} test series of "
+            f"{self.train.channels} x {low if low == high else f'{low}-{high}'}{dense}, {self.n_classes} {what}, metric {self.metric}"
         )
 
     def fingerprint(self) -> str:
@@ -124,33 +179,42 @@ class Task:
         for y in (self.y_train, self.y_test):
             digest.update(f"{y.shape}{y.dtype}".encode())
             digest.update(np.ascontiguousarray(y).tobytes())
+        if self.steps_train is not None and self.steps_test is not None:
+            digest.update(f"causal {self.causal}".encode())
+            digest.update(self.steps_train.tobytes() + self.steps_test.tobytes())
+        if self.shots is not None:
+            digest.update(f"shots {self.shots}".encode())
+        for guess in self.guess or ():
+            digest.update(np.ascontiguousarray(guess).tobytes())
         if self.groups is not None:
             digest.update(repr(np.unique(self.groups, return_inverse=True)[1].tolist()).encode())
         return digest.hexdigest()
 
     def folds(self, n_folds: int, seed: int) -> Int64[np.ndarray, " N_train"]:
-        """Fold number of each training row, the same for the same arguments; every fold has a row.
+        """Fold number of each training series, the same for the same arguments; every fold has a row.
 
         Contiguous blocks when the rows are ordered; otherwise whole groups where there are groups; otherwise dealt
         evenly at random, class by class in a classification, so that the counts of a class differ by at most one
-        between folds. There are fewer folds than asked where there are fewer rows (or groups) than that.
+        between folds. There are fewer folds than asked where there are fewer rows (or groups, or shots) than that.
 
         Raises `SpecError` for fewer than 2 folds, `DataError` for fewer than 2 rows (groups) with a target.
         """
         if n_folds < 2:
             raise SpecError(f"n_folds is {n_folds}; cross-validation needs at least 2 folds")
-        usable = np.ones(self.train.n, bool) if self.y_train.ndim == 1 else ~np.isnan(self.y_train).all(axis=1)
+        usable = np.zeros(self.train.n, bool)
+        rows = self.rows("train")
+        usable[rows.series[rows.known]] = True
         units = int(usable.sum()) if self.groups is None else len(np.unique(self.groups[usable]))
         if units < 2:
             what = "training rows with a target" if self.groups is None else "groups with a target"
             raise DataError(f"task {self.name!r} has {units} {what}; cross-validation needs at least 2")
-        n_folds = min(n_folds, units)
+        n_folds = min(n_folds, units, units if self.shots is None else self.shots[0])
         if self.ordered:
-            return _blocks(self.train.n, n_folds, self.groups)
+            return folds.blocks(self.train.n, n_folds, self.groups)
         rng = np.random.default_rng(seed)
         if self.groups is not None:
-            return _grouped(self.groups, self._counts(usable), n_folds, rng)
-        classes = self.y_train if self.kind == "classification" else ~usable
+            return folds.grouped(self.groups, self._counts(usable), n_folds, rng)
+        classes = self.y_train if self.kind == "classification" and not self.dense else ~usable
         order = rng.permutation(self.train.n)
         order = order[np.argsort(classes[order], kind="stable")]
         fold = np.empty(self.train.n, np.int64)
@@ -159,40 +223,10 @@ class Task:
 
     def _counts(self, usable: np.ndarray) -> Float64[np.ndarray, "N C"]:
         """What group-wise folds have to balance: the classes, or the rows with a target."""
-        return np.eye(self.n_classes)[self.y_train] if self.kind == "classification" else usable[:, None].astype(float)
-
-
-def _blocks(n: int, n_folds: int, groups: np.ndarray | None) -> np.ndarray:
-    """Contiguous blocks of about equal size; a group goes where its middle lies."""
-    place = np.arange(n, dtype=float)
-    if groups is not None:
-        _, inverse, counts = np.unique(groups, return_inverse=True, return_counts=True)
-        place = (np.bincount(inverse, place) / counts)[inverse]
-    fold = ((place + 0.5) * n_folds / n).astype(np.int64)
-    return np.unique(fold, return_inverse=True)[1].astype(np.int64)  # a large group can leave a block empty
-
-
-def _grouped(groups: np.ndarray, counts: np.ndarray, n_folds: int, rng: np.random.Generator) -> np.ndarray:
-    """Whole groups to folds, the largest first, each to the fold that has least of what it brings."""
-    _, inverse = np.unique(groups, return_inverse=True)
-    n_groups = int(inverse.max()) + 1
-    brings = np.zeros((n_groups, counts.shape[1]))
-    np.add.at(brings, inverse, counts)
-    total = brings.sum(axis=0)
-    brings = brings / np.where(total > 0, total, 1)
-    order = rng.permutation(n_groups)
-    order = order[np.argsort(-brings.sum(axis=1)[order], kind="stable")]
-    held = np.zeros((n_folds, counts.shape[1]))
-    rows = np.zeros(n_folds)
-    sizes = np.bincount(inverse)
-    fold_of_group = np.empty(n_groups, np.int64)
-    for g in order:
-        # an empty fold costs 0 and has the fewest rows, so none stays empty while groups are left
-        f = np.lexsort((rows, held @ brings[g]))[0]
-        fold_of_group[g] = f
-        held[f] += brings[g]
-        rows[f] += sizes[g]
-    return fold_of_group[inverse]
+        if self.kind != "classification":
+            return usable[:, None].astype(float)
+        y = self.y_train.reshape(self.train.n, -1)
+        return np.stack([(y == c).sum(1) for c in range(self.n_classes)], 1).astype(float)
 
 
 def Classification(

@@ -1,0 +1,90 @@
+"""Questions about series, in words: what is asked, what is right, and how texts are compared.
+
+Texts are compared in their normal form: words and numbers in order, in lower case, nothing else. "About 32 steps." and
+"about 32 steps" are the same answer; an answer without a word or a number is none.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+_WORD = re.compile(r"(?<!\w)-\d+(?:\.\d+)?|\d+(?:\.\d+)?|[^\W\d_]+|[^\w\s]")
+Span = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question about a series, and its right answer.
+
+    `answer` is a text, or for grounding a pair of steps `(a, b)`, 0 <= a < b: from step a on, up to but without step b.
+    `choices` are two or more distinct texts for a question with multiple choice; the answer is one of them.
+    """
+
+    question: str
+    answer: str | Span
+    choices: tuple[str, ...] | None = None
+
+    @property
+    def answer_text(self) -> str:
+        """The answer in words."""
+        return self.answer if isinstance(self.answer, str) else f"from step {self.answer[0]} to step {self.answer[1]}"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is asked of the training and of the test series of a task, and for short answers all texts that occur.
+
+    The test questions come without their answers.
+    """
+
+    train: tuple[Question, ...]
+    test: tuple[Question, ...]
+    answers: tuple[str, ...] = ()
+
+
+def words(text: str) -> list[str]:
+    """Words, numbers and signs of a text, in lower case."""
+    return _WORD.findall(text.casefold())
+
+
+def normal(text: str) -> str:
+    """The normal form of a text; empty where it has neither a word nor a number."""
+    return " ".join(word for word in words(text) if word[-1].isalnum())
+
+
+def read_span(text: str) -> Span:
+    """The first two whole numbers of a text that are a span; (0, 0), which covers no step, where they are none."""
+    found = [int(word) for word in words(text) if word.isdecimal()]
+    return (found[0], found[1]) if len(found) >= 2 and found[0] < found[1] else (0, 0)
+
+
+class Vocabulary:
+    """Numbers for the words of some texts. Words that do not occur in them share one number."""
+
+    PAD, UNKNOWN, ANSWER, END = range(4)
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        found = sorted({word for text in texts for word in words(text)})
+        self._words = ["", "", "", "", *found]
+        self._numbers = {word: i for i, word in enumerate(self._words) if word}
+
+    def __len__(self) -> int:
+        return len(self._words)
+
+    def prompt(self, question: str) -> list[int]:
+        """The question, and a sign that the answer follows."""
+        return [*self._encode(question), self.ANSWER]
+
+    def answer(self, text: str) -> list[int]:
+        """The answer, and the sign of its end. Empty for a text without a word."""
+        return [*self._encode(text), self.END] if normal(text) else []
+
+    def text(self, numbers: Sequence[int]) -> str:
+        """What was said before the sign of the end."""
+        said = list(numbers)
+        return " ".join(self._words[n] for n in (said[: said.index(self.END)] if self.END in said else said))
+
+    def _encode(self, text: str) -> list[int]:
+        return [self._numbers.get(word, self.UNKNOWN) for word in words(text)]

@@ -1,0 +1,311 @@
+"""Questions about series, answered in words: `language/NAME`, and the user's own.
+
+`choice` (which of four answers is right), `pair` (the same about two series, the channels), `answer` (a short answer,
+word for word) and `grounding` (from which step to which) are generated (`tsprobe.data.questions`). A name may carry
+settings, as in `language/choice?n_train=600&seed=1`:
+
+| setting | default | meaning |
+|---|---|---|
+| n_train, n_test | 1200, 400 | number of series, with one question each |
+| length | 512 | steps of each, a multiple of 32 and at least 128 |
+| seed | 0 | other seeds give other series; training and test never share draws |
+
+What a decoder scores that does not see the series is the chance level of these tasks: the control `chance`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl
+from zipfile import BadZipFile
+
+import numpy as np
+
+from tsprobe.data.panel import Panel, as_panel
+from tsprobe.data.questions import PAIRED, Asking, ask, locate
+from tsprobe.data.text import Asked, Question, normal
+from tsprobe.errors import DataError, SpecError, UnknownNameError
+from tsprobe.tasks.base import Kind, Task, TaskInfo
+
+METRICS: dict[str, str] = {"choice": "accuracy", "answer": "exact_match", "grounding": "interval_iou"}
+LICENCE = "none needed (generated)"
+SOURCE = "generated series and questions (tsprobe.data.questions)"
+
+
+@dataclass(frozen=True, eq=False)
+class LanguageTask(Task):
+    """One question about each series. Targets are int64 `[N]`, or for grounding float64 `[N, 2]`, the borders of spans.
+
+    They count the choices of a row, or the texts of `labels`, which are all short answers in their normal form.
+    """
+
+    questions_train: tuple[Question, ...] = ()
+    questions_test: tuple[Question, ...] = ()
+
+    @cached_property
+    def asked(self) -> Asked:
+        """What a probe is told: of the test, no answers."""
+        test = tuple(replace(question, answer="") for question in self.questions_test)
+        return Asked(self.questions_train, test, self.labels if self.kind == "answer" else ())
+
+    def fingerprint(self) -> str:
+        questions = repr((self.questions_train, self.questions_test))
+        return hashlib.sha256((super().fingerprint() + questions).encode()).hexdigest()
+
+
+def Questions(
+    name: str,
+    train: tuple[Any, Sequence[Question]],
+    test: tuple[Any, Sequence[Question]],
+    *,
+    groups: Any = None,
+    ordered: bool = False,
+    source: str = "user",
+    licence: str = "not declared",
+) -> LanguageTask:
+    """A task of one question about each series; `train` and `test` are pairs (series, questions).
+
+    Series are anything that `as_panel` takes, each followed by a `Question(question, answer, choices=None)`. All have
+    choices (metric accuracy), none has (exact match), or all answers are pairs of steps (mean intersection over union).
+    `groups [N_train]` and `ordered` are as in `Classification`; give them where a series is asked about twice.
+
+    Raises `DataError`: not one question a series, questions of unlike kinds, an empty question, an answer without a
+    word or a number, choices that are less than two, alike, or without the answer, a span that is empty or outside its
+    series.
+    """
+    parts = [_split(name, split, pair) for split, pair in (("training", train), ("test", test))]
+    kinds = {_kind_of(question) for _, questions in parts for question in questions}
+    if len(kinds) != 1:
+        raise DataError(f"task {name!r}: questions of kinds {', '.join(sorted(kinds))}; make one task of each")
+    (kind,) = kinds
+    for split, (panel, questions) in zip(("training", "test"), parts, strict=True):
+        for i, (question, length) in enumerate(zip(questions, panel.lengths.tolist(), strict=True)):
+            if wrong := _mistake(question, length):
+                raise DataError(f"task {name!r}: {split} question {i} {wrong}")
+    labels = _labels(kind, [question for _, questions in parts for question in questions])
+    y = [_targets(kind, questions, labels) for _, questions in parts]
+    return LanguageTask(
+        name, "language", kind, METRICS[kind], parts[0][0], parts[1][0], y[0], y[1], labels,
+        None if groups is None else np.asarray(groups), ordered, source, licence,
+        questions_train=parts[0][1], questions_test=parts[1][1],
+    )  # fmt: skip
+
+
+def load_questions(path: str | os.PathLike[str]) -> LanguageTask:
+    """The task in a folder, which it is named after: `series.npz` with arrays `train` and `test`, `[N, C, S]` or
+    `[N, S]`, and `questions.jsonl` with a question a line, such as
+
+        {"split": "train", "series": 0, "question": "what is the trend?", "answer": "it rises"}
+
+    `series` counts from 0 and may be asked about more than once. `choices` may follow, a list of texts; the answer of
+    a question for grounding is a pair of steps, `[64, 96]`. Raises `DataError` for a file that is missing, a line or
+    an array that is none of these, and as `Questions` does.
+    """
+    folder = Path(path).expanduser()
+    series, lines = _read_series(folder / "series.npz"), _read_lines(folder / "questions.jsonl")
+    parts = {}
+    for split in ("train", "test"):
+        asked = [(i, q) for name, i, q in lines if name == split]
+        if not asked:
+            raise DataError(f'{folder / "questions.jsonl"}: no {split} question; give lines with "split": "{split}"')
+        n, most = len(series[split]), max(i for i, _ in asked)
+        if most >= n:
+            raise DataError(f"{folder / 'questions.jsonl'}: {split} series {most}, of {n} (they count from 0)")
+        parts[split] = [i for i, _ in asked], [q for _, q in asked]
+    pairs = [(series[split][at], questions) for split, (at, questions) in parts.items()]
+    return Questions(folder.resolve().name, *pairs, groups=np.array(parts["train"][0]), source=str(folder))
+
+
+def _read_series(file: Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            series = {split: arrays[split] for split in ("train", "test")}
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+        raise DataError(f"{file} cannot be read ({error}); it must hold arrays train and test, [N, C, S]") from error
+    for split, array in series.items():
+        if array.ndim not in (2, 3):
+            raise DataError(f"{file}: {split} has shape {list(array.shape)}; give [N, C, S] or [N, S]")
+    return series
+
+
+def _read_lines(file: Path) -> list[tuple[str, int, Question]]:
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file} cannot be read ({error})") from error
+    found = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            found.append(_read_question(**row))
+        except (ValueError, TypeError) as error:  # no JSON, other keys, other types
+            raise DataError(f"{file}, line {number}: {str(error).removeprefix('_read_question() ')}") from error
+    return found
+
+
+def _read_question(
+    split: str, series: int, question: str, answer: Any, choices: Any = None
+) -> tuple[str, int, Question]:
+    if split not in ("train", "test"):
+        raise ValueError(f'split is {split!r}; give "train" or "test"')
+    if not isinstance(series, int) or series < 0:
+        raise ValueError(f"series is {series!r}; give its number, from 0 on")
+    texts = [question, *(choices or ())] + ([] if isinstance(answer, list) else [answer])
+    if not all(isinstance(text, str) for text in texts) or not isinstance(choices, (list, type(None))):
+        raise ValueError("question, answer and choices must be texts; the answer may be a pair of steps")
+    said = tuple(answer) if isinstance(answer, list) else answer
+    return split, series, Question(question, said, None if choices is None else tuple(choices))
+
+
+def _split(name: str, split: str, pair: Any) -> tuple[Panel, tuple[Question, ...]]:
+    if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+        raise DataError(f"task {name!r}: {split} must be a pair (series, questions)")
+    try:
+        panel = as_panel(pair[0])
+    except DataError as error:
+        raise DataError(f"task {name!r}, {split}: {error}") from error
+    questions = tuple(pair[1])
+    if len(questions) != panel.n:
+        raise DataError(f"task {name!r}: {panel.n} {split} series but {len(questions)} questions; give one each")
+    other = next((q for q in questions if not isinstance(q, Question)), None)
+    if other is not None:
+        raise DataError(f"task {name!r}: a {type(other).__name__} is no question; give Question(question, answer)")
+    return panel, questions
+
+
+def _kind_of(question: Question) -> Kind:
+    if not isinstance(question.answer, str):
+        return "grounding"
+    return "answer" if question.choices is None else "choice"
+
+
+def _mistake(question: Question, length: int) -> str | None:
+    """What is wrong with a question about a series of that length."""
+    if not normal(question.question):
+        return f"is {question.question!r}, which has no word"
+    if not isinstance(question.answer, str):
+        try:
+            a, b = question.answer
+        except (TypeError, ValueError):
+            return f"has the answer {question.answer!r}; give a text or a pair of steps"
+        if not all(isinstance(step, (int, np.integer)) for step in (a, b)):
+            return f"has the span {question.answer}; give whole steps"
+        return None if 0 <= a < b <= length else f"has the span {(int(a), int(b))} in a series of {length} steps"
+    texts = [normal(text) for text in question.choices or (question.answer,)]
+    empty = [text for text, form in zip(question.choices or (question.answer,), texts, strict=True) if not form]
+    if empty:
+        return f"has the {'choice' if question.choices else 'answer'} {empty[0]!r}, which has no word or number"
+    if question.choices is None:
+        return None
+    if len(set(texts)) != len(texts) or len(texts) < 2:
+        return f"has the choices {list(question.choices)}; give two or more that differ"
+    if normal(question.answer) not in texts:
+        return f"has the answer {question.answer!r}, which is none of its choices {list(question.choices)}"
+    return None
+
+
+def _labels(kind: Kind, questions: Sequence[Question]) -> tuple[str, ...]:
+    if kind == "grounding":
+        return "start", "stop"
+    if kind == "answer":
+        return tuple(sorted({normal(question.answer_text) for question in questions}))
+    return tuple(f"choice {i + 1}" for i in range(max(len(question.choices or ()) for question in questions)))
+
+
+def _targets(kind: Kind, questions: Sequence[Question], labels: tuple[str, ...]) -> np.ndarray:
+    if kind == "grounding":
+        return np.array([question.answer for question in questions], np.float64)
+    options = [labels if q.choices is None else tuple(map(normal, q.choices)) for q in questions]
+    return np.array([of.index(normal(q.answer_text)) for of, q in zip(options, questions, strict=True)], np.int64)
+
+
+@dataclass(frozen=True)
+class _Generated:
+    make: Callable[..., Asking]
+    options: dict[str, Any]
+    kind: Kind
+    n_labels: int
+    channels: int = 1
+
+
+GENERATED = {
+    "choice": _Generated(ask, {"choices": True}, "choice", 4),
+    "pair": _Generated(ask, {"choices": True, "about": PAIRED}, "choice", 4, 2),
+    "answer": _Generated(ask, {"choices": False}, "answer", 26),
+    "grounding": _Generated(locate, {}, "grounding", 2),
+}
+
+
+@dataclass(frozen=True)
+class _Settings:
+    n_train: int = 1200
+    n_test: int = 400
+    length: int = 512
+    seed: int = 0
+
+
+def list_tasks() -> list[TaskInfo]:
+    """All of them, at their default settings."""
+    s = _Settings()
+    return [
+        TaskInfo(
+            name=f"language/{name}",
+            kind=how.kind,
+            metric=METRICS[how.kind],
+            n_train=s.n_train,
+            n_test=s.n_test,
+            channels=how.channels,
+            length=(s.length, s.length),
+            n_classes=how.n_labels,
+            source=SOURCE,
+            licence=LICENCE,
+            here=True,
+            family="language",
+        )
+        for name, how in GENERATED.items()
+    ]
+
+
+def load_language(name: str) -> LanguageTask:
+    """Raises `UnknownNameError` for another name, `SpecError` for a setting that there is not or makes no sense."""
+    base, _, query = name.partition("?")
+    if base not in GENERATED:
+        raise UnknownNameError("task", f"language/{name}", [f"language/{n}" for n in GENERATED])
+    settings, how = _settings(f"language/{name}", query), GENERATED[base]
+    changed = {key: value for key, value in asdict(settings).items() if value != asdict(_Settings())[key]}
+    suffix = "?" + "&".join(f"{key}={value}" for key, value in changed.items()) if changed else ""
+    train, test = (
+        how.make(n, length=settings.length, seed=(settings.seed, is_test), **how.options)
+        for is_test, n in enumerate((settings.n_train, settings.n_test))
+    )
+    return Questions(
+        f"language/{base}{suffix}",
+        (train.values, train.questions),
+        (test.values, test.questions),
+        source=SOURCE,
+        licence=LICENCE,
+    )
+
+
+def _settings(name: str, query: str) -> _Settings:
+    given = {}
+    for key, text in parse_qsl(query, keep_blank_values=True):
+        if key not in asdict(_Settings()):
+            raise SpecError(f"task {name!r}: no setting {key!r}; there are {', '.join(asdict(_Settings()))}")
+        try:
+            given[key] = int(text)
+        except ValueError:
+            raise SpecError(f"task {name!r}: {key}={text!r} is not a whole number") from None
+    settings = _Settings(**given)
+    if settings.seed < 0:
+        raise SpecError(f"task {name!r}: seed={settings.seed} must not be negative")
+    return settings

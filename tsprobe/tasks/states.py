@@ -1,0 +1,132 @@
+"""Generated dense tasks, `dense/NAME`: what state a series is in, step by step.
+
+| name | asked at each step | metric |
+|---|---|---|
+| regimes | which of four regimes it is in (`tsprobe.data.states`) | macro F1 |
+| segments, changes | the same, for where one regime ends and another begins | covering, F1 of change points |
+| state, phase | phase, frequency, amplitude and level of a wave; its phase alone | R², circular error |
+| anomalies | whether it is part of an anomaly (`tsprobe.data.anomalies`) | VUS-PR |
+
+Streams of real data are named likewise (`tsprobe.tasks.streams`). The name of a generated task may carry settings, as
+in `dense/regimes?n_train=400&steps=64&causal=1`:
+
+| setting | default | meaning |
+|---|---|---|
+| n_train, n_test | 200, 200 | number of series; of segments, changes and anomalies half as many |
+| length | 512 | steps of each, at least 64 |
+| seed | 0 | other seeds give other series; training and test never share draws |
+| steps | 32 | steps of each series that are asked about; of segments, changes and anomalies 128 |
+| causal | 0 | 1: a step is read from the last token that covers no later step |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from urllib.parse import parse_qsl
+
+from tsprobe.data.anomalies import anomalies
+from tsprobe.data.panel import Panel
+from tsprobe.data.states import REGIMES, STATE, States, regimes, waves
+from tsprobe.errors import SpecError, UnknownNameError
+from tsprobe.tasks import streams
+from tsprobe.tasks.base import Kind, Task, TaskInfo
+from tsprobe.tasks.dense import STEPS, ask
+
+LICENCE = "none needed (generated)"
+SOURCE = "generated states (tsprobe.data.states)"
+
+
+@dataclass(frozen=True)
+class _Settings:
+    n_train: int = 200
+    n_test: int = 200
+    length: int = 512
+    seed: int = 0
+    steps: int = STEPS
+    causal: int = 0
+
+
+@dataclass(frozen=True)
+class _Generated:
+    make: Callable[..., States]
+    kind: Kind
+    metric: str
+    labels: tuple[str, ...]
+    fine: bool = False  # borders matter: fewer series, asked about at more steps
+
+    @property
+    def settings(self) -> _Settings:
+        return _Settings(n_train=100, n_test=100, steps=128) if self.fine else _Settings()
+
+
+GENERATED = {
+    "anomalies": _Generated(anomalies, "multilabel", "vus_pr", ("anomaly",), fine=True),
+    "changes": _Generated(regimes, "classification", "change_f1", REGIMES, fine=True),
+    "segments": _Generated(regimes, "classification", "covering", REGIMES, fine=True),
+    "regimes": _Generated(regimes, "classification", "macro_f1", REGIMES),
+    "state": _Generated(waves, "regression", "r2", STATE),
+    "phase": _Generated(waves, "regression", "neg_circular_error", STATE[:2]),
+}
+
+
+def list_tasks() -> list[TaskInfo]:
+    """All of them, at their default settings, and the streams."""
+    infos = []
+    for name, how in GENERATED.items():
+        s = how.settings
+        infos.append(
+            TaskInfo(
+                name=f"dense/{name}",
+                kind=how.kind,
+                metric=how.metric,
+                n_train=s.n_train,
+                n_test=s.n_test,
+                channels=1,
+                length=(s.length, s.length),
+                n_classes=len(how.labels),
+                source=SOURCE,
+                licence=LICENCE,
+                here=True,
+                family="dense",
+            )
+        )
+    return infos + streams.streams()
+
+
+def load_dense(name: str) -> Task:
+    """Raises `UnknownNameError` for another name, `SpecError` for a setting that there is not or makes no sense."""
+    base, _, query = name.partition("?")
+    if base in streams.STREAMS and not query:
+        return streams.load_stream(base)
+    if base not in GENERATED:
+        raise UnknownNameError("task", f"dense/{name}", [f"dense/{n}" for n in (*GENERATED, *streams.STREAMS)])
+    how = GENERATED[base]
+    settings = _settings(f"dense/{name}", query, how.settings)
+    changed = {key: value for key, value in asdict(settings).items() if value != asdict(how.settings)[key]}
+    suffix = "?" + "&".join(f"{key}={value}" for key, value in changed.items()) if changed else ""
+    made = [
+        how.make(n, length=settings.length, seed=(settings.seed, is_test))
+        for is_test, n in enumerate((settings.n_train, settings.n_test))
+    ]
+    truths = [list(m.truth if m.truth.ndim == 2 else m.truth[..., : len(how.labels)]) for m in made]
+    panels = [Panel(tuple(m.values)) for m in made]
+    return ask(
+        f"dense/{base}{suffix}", how.kind, how.metric, panels, truths, how.labels,
+        steps=settings.steps, causal=bool(settings.causal), source=SOURCE, licence=LICENCE,
+    )  # fmt: skip
+
+
+def _settings(name: str, query: str, default: _Settings) -> _Settings:
+    given = {}
+    for key, text in parse_qsl(query, keep_blank_values=True):
+        if key not in asdict(_Settings()):
+            raise SpecError(f"task {name!r}: no setting {key!r}; there are {', '.join(asdict(_Settings()))}")
+        try:
+            given[key] = int(text)
+        except ValueError:
+            raise SpecError(f"task {name!r}: {key}={text!r} is not a whole number") from None
+    settings = replace(default, **given)
+    if settings.seed < 0 or settings.steps < 1 or settings.causal not in (0, 1):
+        raise SpecError(f"task {name!r}: seed must not be negative, steps at least 1, causal 0 or 1")
+    return settings
