@@ -25,8 +25,13 @@ G, N, M, C, K = 3, 90, 25, 4, 3
 METRIC = {"classification": "accuracy", "multilabel": "auroc", "regression": "r2"}
 # Ridge is exact on both sides. Logistic is stopped at a relative gradient of 1e-7, which leaves less than 1e-4 in
 # probabilities at the weakest penalty. k-nearest votes differ by the tie-break of 1e-6 alone.
-TOLERANCE = {"ridge": 1e-6, "logistic": 1e-4, "knn": 2e-6}
-STRENGTHS = {"ridge": (1e-4, 0.1, 10.0), "logistic": (1e-3, 0.1, 100.0), "knn": (1, 3, 11)}
+TOLERANCE = {"ridge": 1e-6, "logistic": 1e-4, "knn": 2e-6, "correspondence": 1e-9}
+STRENGTHS = {
+    "ridge": (1e-4, 0.1, 10.0),
+    "logistic": (1e-3, 0.1, 100.0),
+    "knn": (1, 3, 11),
+    "correspondence": (1, 3, 11),
+}
 
 
 class Data:
@@ -66,6 +71,11 @@ def nearer(distance: np.ndarray) -> np.ndarray:
     return 1 + 1e-6 * (2 - distance) / 2
 
 
+def carried(distance: np.ndarray) -> np.ndarray:
+    """The weights of correspondence: a softmax over its temperature."""
+    return np.exp((1 - distance) / 0.1)
+
+
 def one_fit(probe: str, kind: str, strength: float, x, y, x_new) -> np.ndarray:
     """scikit-learn's predictions [m, K] of one fit on features [n, D]; targets column by column where masked."""
     scaler = StandardScaler().fit(x)
@@ -76,7 +86,12 @@ def one_fit(probe: str, kind: str, strength: float, x, y, x_new) -> np.ndarray:
         model = (
             LogisticRegression(C=strength, tol=1e-10, max_iter=10_000)
             if probe == "logistic"
-            else KNeighborsClassifier(int(strength), weights=nearer, metric="cosine", algorithm="brute")
+            else KNeighborsClassifier(
+                int(strength),
+                weights={"knn": nearer, "correspondence": carried}[probe],
+                metric="cosine",
+                algorithm="brute",
+            )
         )
         return model.fit(x, y).predict_proba(x_new)
     columns = []
@@ -144,6 +159,20 @@ def test_agrees_with_scikit_learn_at_every_strength(probe, kind, width, masked):
     assert (readout.inner[rows, readout.chosen] == readout.inner.amax(1)).all()
 
 
+@pytest.mark.parametrize("width", [12, 150])
+@pytest.mark.parametrize("probe", ["ridge", "logistic"])
+def test_columns_that_vary_in_one_row_alone(probe, width):
+    """The fit without that row sees a constant, which no rounding may turn into a feature."""
+    data = Data("classification", width)
+    data.x[:, :, :4] = 0
+    data.x[:, torch.arange(4) * 3, torch.arange(4)] = torch.tensor([1e-3, 0.01, 0.1, 10.0])
+    inner, tested = loop(probe, data, STRENGTHS[probe])
+    readout = data.fit(probe)
+    np.testing.assert_allclose(readout.inner, inner, atol=1e-12, rtol=0)
+    best = tested[np.arange(G), readout.chosen.numpy()]
+    np.testing.assert_allclose(readout.prediction.numpy(), best, atol=TOLERANCE[probe], rtol=0)
+
+
 @pytest.mark.parametrize("kind", ["classification", "regression"])
 def test_knn_is_that_of_scikit_learn_itself(kind):
     data = Data(kind)
@@ -191,7 +220,7 @@ def test_ties_go_to_the_most_regularised(probe):
     # A target that the first column gives away: all strengths score 1.
     y = torch.arange(N) % 2
     x = (y * 2.0 - 1)[None, :, None].repeat(1, 1, 2)
-    strengths = {"ridge": (0.1, 10.0, 1.0), "logistic": (1.0, 0.1, 10.0), "knn": (1, 7, 3)}[probe]
+    strengths = {"ridge": (0.1, 10.0, 1.0), "logistic": (1.0, 0.1, 10.0)}.get(probe, (1, 7, 3))
     metric = get_metric("accuracy")
     readout = get_probe(probe)(x, Target("classification", y), x, torch.arange(N) // 30, metric, strengths=strengths)
     assert (readout.inner == 1).all()
@@ -227,10 +256,10 @@ def test_default_strengths_are_used_and_limited_by_the_rows(probe):
     readout = data.fit(probe, strengths=None)
     assert readout.inner.shape == (G, len(readout.strengths))
     assert readout.prediction.shape == (G, M, C)
-    if probe == "knn":
+    if probe in ("knn", "correspondence"):
         assert readout.strengths == (1, 3, 5, 10, 20, 50)
         few = torch.arange(0, N, 9)
-        small = get_probe("knn")(
+        small = get_probe(probe)(
             data.x[:, few],
             Target("classification", data.y[few], C),
             data.x,
@@ -258,7 +287,7 @@ def test_a_class_that_a_fit_has_not_seen_scores_lowest(probe):
     assert readout.inner.amax() == 1 - only_in_fold_0.double().mean()
 
 
-@pytest.mark.parametrize("probe", PROBES)
+@pytest.mark.parametrize("probe", [name for name in PROBES if "multilabel" in probes_for(name)])
 def test_a_label_that_a_fold_does_not_know_gets_one_score_for_all(probe):
     data = Data("multilabel")
     data.y[:N][data.folds != 0] = torch.nan  # the fit that predicts fold 0 knows no value at all
@@ -301,7 +330,7 @@ def test_features_without_any_information_do_not_crash(probe):
     readout = data.fit(probe)
     assert readout.prediction.isfinite().all()
     assert readout.gradient_norm is None or (readout.gradient_norm <= newton.TOLERANCE).all()
-    if probe != "knn":  # whose neighbours are arbitrary here
+    if probe not in ("knn", "correspondence"):  # whose neighbours are arbitrary here
         majority = data.y[:N].bincount().argmax()
         assert (readout.prediction.argmax(-1) == majority).all()
 
@@ -346,6 +375,8 @@ def mistakes() -> dict[str, tuple[dict, type[Exception], str]]:
 @pytest.mark.parametrize(("changes", "error", "message"), mistakes().values(), ids=mistakes())
 def test_bad_input_is_named(probe, changes, error, message):
     data = Data("classification")
+    if probe == "correspondence" and changes.get("target", data.target).kind != "classification":
+        error, message = SpecError, "take knn"
     good = {"x": data.x[:, :N], "target": data.target, "x_test": data.x[:, N:], "folds": data.folds}
     with pytest.raises(error, match=message):
         get_probe(probe)(**{**good, "metric": get_metric("accuracy"), **changes})
@@ -361,6 +392,8 @@ def test_targets_that_do_not_vary_are_named():
 def test_what_only_one_probe_refuses():
     with pytest.raises(SpecError, match="take ridge or knn"):
         Data("regression").fit("logistic")
+    with pytest.raises(SpecError, match="correspondence carries classes, not multilabel targets; take knn"):
+        Data("multilabel").fit("correspondence")
     for k in (N, 2.5):
         with pytest.raises(SpecError, match="whole numbers of neighbours from 1 to 72"):
             Data("classification").fit("knn", strengths=(k,))

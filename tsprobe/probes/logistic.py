@@ -3,7 +3,7 @@
 For each fit the objective is scikit-learn's, with the strength C: the sum of the log losses of the training rows
 plus ||W||^2 / 2C, intercepts free. Two classes are one sigmoid, as they are there. All groups and folds are minimised
 together (`newton`), from the strongest penalty to the weakest. Minima lie on a path, so that the last two point to
-the next.
+the next. Where there are more features than rows, each fit works in the space that the rows span.
 """
 
 from __future__ import annotations
@@ -59,34 +59,68 @@ def fit_predict(
     if classes and not softmax:
         y, intercepts = y[1:], (intercepts[:, 1:] - intercepts[:, :1])
 
-    def solve(x: Tensor, x_test: Tensor) -> base.Solved:
-        standardise, scale = _standardisers(x, rows, problem.folds)
-        features = _with_ones(standardise(x))
-        test = _with_ones(standardise(x_test)) * scale[:, -1]
-        fits = newton.Fits(features, scale, y, weights, softmax)
+    def path(fits: newton.Fits, intercepts: Tensor, test: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits `[g, A, F, K, N]`, those of the test rows by the last fit `[g, A, M, K]`, and gradient norms `[g]`."""
         axes = newton.Axes.of(fits.single.x)
-        w = features.new_zeros(len(x), len(rows), len(y), features.shape[2])  # [g, F + 1, K, D + 1]
+        w = fits.x.new_zeros(len(fits.x), len(intercepts), len(y), fits.x.shape[2])  # [g, F, K, E]
         w[..., -1] = intercepts
         z = fits.logits(w)
         reference = fits.reference(z)
-        path: list[tuple[Tensor, Tensor]] = []
-        held_out, tested, norms = [], [], []
+        minima: list[tuple[Tensor, Tensor]] = []
+        logits, tested, norms = [], [], []
         for c in (grid[a] for a in ascending):
-            if len(path) > 1:
-                w, z = newton.extrapolate(fits, path, 1 / c)
+            if len(minima) > 1:
+                w, z = newton.extrapolate(fits, minima, 1 / c)
             w, z, norm = newton.minimise(fits, axes, w, z, 1 / c, reference)
-            path = [*path[-1:], (w, z)]
-            held_out.append(z.movedim(3, 1)[:, torch.arange(x.shape[1], device=x.device), problem.folds])  # [g, N, K]
-            tested.append(test @ w[:, -1].mT)  # [g, M, K]
+            minima = [*minima[-1:], (w, z)]
+            logits.append(z)
+            tested.append((test * fits.scale[:, -1]) @ w[:, -1].mT)
             norms.append(norm.amax(1))
-        return base.Solved(
-            link(torch.stack(held_out, 1)[:, back]), link(torch.stack(tested, 1)[:, back]), torch.stack(norms).amax(0)
-        )
+        return torch.stack(logits, 1)[:, back], torch.stack(tested, 1)[:, back], torch.stack(norms).amax(0)
+
+    def solve(x: Tensor, x_test: Tensor) -> base.Solved:
+        standardise, scale = _standardisers(x, rows)
+        x, x_test = standardise(x), standardise(x_test)
+        if x.shape[2] <= x.shape[1]:
+            z, tested, norms = path(
+                newton.Fits(_with_ones(x), scale, y, weights, softmax), intercepts, _with_ones(x_test)
+            )
+        else:
+            parts = []
+            for fit in range(len(rows)):
+                own, own_test = _reduced(x, x_test, scale[:, fit, :, :-1])
+                fits = newton.Fits(_with_ones(own), torch.ones_like(scale[:, :1, :, : own.shape[2] + 1]), y,
+                                   weights[fit : fit + 1], softmax)  # fmt: skip
+                parts.append(path(fits, intercepts[fit : fit + 1], _with_ones(own_test)))
+            z, tested, norms = (
+                torch.cat([p[0] for p in parts], 2),
+                parts[-1][1],
+                torch.stack([p[2] for p in parts]).amax(0),
+            )
+        row = torch.arange(x.shape[1], device=x.device)
+        held_out = z.movedim(4, 2)[:, :, row, problem.folds]  # [g, A, N, K]
+        return base.Solved(link(held_out), link(tested), norms)
 
     (_, n, d), m, k = x.shape, x_test.shape[1], len(y)
-    group_bytes = 8 * (10 * len(rows) * k * (n + d) + 4 * (n + m) * d + 3 * len(grid) * (n + m) * target.width)
-    cached = max(1, _CACHE // (n * d)) * group_bytes if x.device.type == "cpu" else None
+    width = min(n, d)
+    group_bytes = 8 * (10 * len(rows) * k * (n + width) + 4 * (n + m) * d + 3 * len(grid) * (n + m) * target.width)
+    cached = max(1, _CACHE // (n * width)) * group_bytes if x.device.type == "cpu" else None
     return base.readout(problem, metric, grid, solve, group_bytes=group_bytes, strongest_last=False, chunk_bytes=cached)
+
+
+def _reduced(
+    x: Float[Tensor, "g N D"], x_test: Float[Tensor, "g M D"], scale: Float[Tensor, "g 1 D"]
+) -> tuple[Float[Tensor, "g N N"], Float[Tensor, "g M N"]]:
+    """Scaled features in the space that their N rows span, which holds the best weights; the penalty is the same there.
+
+    From the eigenvectors of XX'. Directions in which the rows differ by rounding alone are 0.
+    """
+    scaled = x * scale.square()
+    values, vectors = torch.linalg.eigh(scaled @ x.mT)
+    size = values.clamp(min=0).sqrt()[:, None]
+    size = torch.where(size > 1e-7 * size.amax(2, keepdim=True), size, 0)
+    inverse = torch.where(size > 0, 1 / size, 0)
+    return vectors * size, (x_test @ scaled.mT) @ (vectors * inverse)
 
 
 def _softmax(logits: Float[Tensor, "*batch K"]) -> Float[Tensor, "*batch K"]:
@@ -119,21 +153,13 @@ def _intercepts(problem: base.Problem, rows: Bool[Tensor, "F N"]) -> Float[Tenso
 
 
 def _standardisers(
-    x: Float[Tensor, "g N D"], rows: Bool[Tensor, "F N"], folds: Int[Tensor, " N"]
+    x: Float[Tensor, "g N D"], rows: Bool[Tensor, "F N"]
 ) -> tuple[base.Standardiser, Float[Tensor, "g F 1 D+1"]]:
     """Of all rows, and the factors that turn its columns into those of each fit, with 1 for the intercept.
 
     Only the scale has to be that of the fit: its mean goes into the intercept, which is not penalised.
     """
     whole = base.Standardiser.fit(x)
-    shifted = x - whole.mean
-    share = rows.double() / rows.sum(1, keepdim=True)
-    mean = share @ shifted  # [g, F, D]
-    std = (share @ shifted.square() - mean.square()).clamp(min=0).sqrt()
-    sizes = torch.stack([x[:, folds == f].abs().amax(1) for f in range(len(rows) - 1)], 1)  # [g, F - 1, D]
-    kept = torch.stack(
-        [*(sizes[:, torch.arange(len(rows) - 1) != f].amax(1) for f in range(len(rows) - 1)), sizes.amax(1)], 1
-    )
-    inverse = base.Standardiser.of(whole.mean + mean, std, kept).inverse
-    scale = torch.where(whole.inverse > 0, inverse / whole.inverse, 0)
-    return whole, torch.cat([scale, torch.ones_like(scale[..., :1])], 2)[:, :, None]
+    inverse = torch.stack([base.Standardiser.fit(x[:, fit]).inverse for fit in rows], 1)  # [g, F, 1, D]
+    scale = torch.where(whole.inverse[:, None] > 0, inverse / whole.inverse[:, None], 0)
+    return whole, torch.cat([scale, torch.ones_like(scale[..., :1])], 3)

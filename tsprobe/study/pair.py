@@ -71,10 +71,16 @@ class Pair:
 
     @property
     def poolings(self) -> tuple[str, ...]:
-        """A baseline has features already, and nothing to pool; a dense task reads steps."""
+        """A baseline has features already, and nothing to pool; a dense task reads steps.
+
+        A language model reads tokens: where poolings by segments are asked for, only these are given to it.
+        """
         if self.task.dense:
             return ("causal",) if self.task.causal else ("steps",)
-        return ("mean",) if isinstance(self.encoder, Baseline) else self.spec.poolings
+        if isinstance(self.encoder, Baseline):
+            return ("mean",)
+        segments = tuple(name for name in self.spec.poolings if name.startswith("segments"))
+        return segments if segments and self.task.asked is not None else self.spec.poolings
 
     @cached_property
     def features(self) -> tuple[Features, Features]:
