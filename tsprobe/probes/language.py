@@ -131,7 +131,7 @@ def _standardised(x: Tensor, x_test: Tensor, rows: Bool[Tensor, " N"], tokens: i
     """`[G, N, P, D]` and `[G, M, P, D]` in float32, by what the training rows named are like."""
     if x.shape[2] % tokens:
         raise DataError(f"features of width {x.shape[2]} are not {tokens} tokens side by side")
-    parts = [part.unflatten(2, (tokens, -1)) for part in (x, x_test)]
+    parts = [part.unflatten(2, (tokens, -1)) for part in (x, x_test.to(x.device))]
     z, z_test = (torch.empty(part.shape, dtype=torch.float32, device=x.device) for part in parts)
     for g in range(len(x)):  # in float64, a group at a time
         scale = base.Standardiser.fit(parts[0][g : g + 1, rows].flatten(1, 2).double())

