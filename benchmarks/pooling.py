@@ -34,7 +34,7 @@ SHAPES = {
     "cpu": [(32, 512, 768), (8, 2048, 768), (32, 33, 512)],
     "cuda": [(64, 1024, 1024), (256, 1024, 1024), (32, 8192, 768), (1, 100_000, 768), (512, 33, 512)],
 }
-DTYPES = {"cpu": (torch.float32, torch.bfloat16, torch.float16), "cuda": (torch.bfloat16, torch.float32)}
+DTYPES = {"cpu": (torch.float32, torch.bfloat16), "cuda": (torch.bfloat16, torch.float32)}
 HELD = 512 << 20  # bytes that the rotating buffers hold together, at the least: more than any cache
 Way = Callable[[Tensor], object]
 

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from sklearn.metrics import jaccard_score
 from torch import nn
 
 import tsprobe as tp
@@ -106,6 +107,20 @@ def test_truth_scores_at_the_ceiling_late_truth_as_the_shift_costs_and_noise_at_
     assert set(study.scores.pooling) == {"causal"}
     (chance,) = study.scores[study.scores.encoder == "baseline/chance"].score
     assert abs(chance - 1 / CLASSES) < 0.08
+
+
+def test_labels_are_carried_from_the_training_steps_to_those_that_look_alike(oracle):
+    (x, y), (x_test, y_test) = patches(60, 0), patches(40, 1)
+    task = Dense("ends", (x, at_ends(y)), (x_test, at_ends(y_test)), metric="jaccard", causal=True)
+    study = tp.probe(oracle, task, probes=("correspondence",), **SETTINGS)
+    scores, tokens = layer_scores(study), y_test[:, ::PATCH]
+    late = np.mean([jaccard_score(t, np.roll(t, 1), average="macro") for t in tokens])
+    assert scores["block.0"] == 1
+    assert scores["block.1"] == pytest.approx(late, abs=1e-6)
+    assert scores["block.2"] < 1 / CLASSES
+    (row,) = study.verdicts[study.verdicts.encoder == "oracle"].to_dict("records")
+    assert (row["metric"], row["verdict"], row["final_layer"]) == ("jaccard", "hidden", "block.2")
+    assert row["gap_low"] > 0.5
 
 
 def test_between_tokens_the_nearer_one_decides(oracle):

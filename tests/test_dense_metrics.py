@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 from scipy.optimize import linear_sum_assignment
-from sklearn.metrics import f1_score
+from sklearn.metrics import f1_score, jaccard_score
 
 from tsprobe import dense_metrics
 from tsprobe.errors import DataError
@@ -41,6 +41,21 @@ def test_macro_f1_is_that_of_scikit_learn_on_all_rows_and_on_copies():
             rows = copies(weights[r].numpy())
             expected = f1_score(y.numpy()[rows], guess[rows], average="macro", zero_division=0)
             assert resampled[r, j] == pytest.approx(expected, abs=1e-12)
+
+
+def test_jaccard_is_that_of_scikit_learn_series_by_series():
+    y, p = sampled()
+    series = torch.arange(N) // 16  # in short series, not every class occurs
+    found = get_metric("jaccard").each(y, p, series)
+    assert found.shape == (2, 5)
+    classes = set()
+    for j in range(2):
+        for s in range(5):
+            true, guess = y[series == s].numpy(), p[j, series == s].argmax(-1).numpy()
+            assert found[j, s] == pytest.approx(jaccard_score(true, guess, average="macro"), abs=1e-12)
+            classes.add(len({*true, *guess}))
+    assert len(classes) > 1
+    assert dense_metrics.jaccard(y, scores(y, CLASSES)) == 1
 
 
 def test_circular_error_is_the_mean_angle_between():

@@ -320,8 +320,8 @@ def test_the_series_of_sktime_are_read_and_listed_as_they_are(name):
         np.testing.assert_allclose(task.train[0], first.steps, rtol=1e-6)
 
 
-# Athanasopoulos, Hyndman, Song and Wu 2011, The tourism forecasting competition: 1.63 and 1.70 for SNaive, no series left
-# out. Those of M3 were found with this code, and would tell of a change.
+# Athanasopoulos, Hyndman, Song and Wu 2011, The tourism forecasting competition: 1.63 and 1.70 for SNaive, no series
+# left out. Those of M3 were found with this code, and would tell of a change.
 NAIVE = {"tourism/monthly": 1.631, "tourism/quarterly": 1.699, "m3/monthly": 1.146, "m3/quarterly": 1.425}
 
 

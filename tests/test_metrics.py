@@ -7,7 +7,7 @@ import pytest
 import torch
 from sklearn import metrics as referee
 
-from tsprobe.errors import DataError, UnknownNameError
+from tsprobe.errors import DataError, SpecError, UnknownNameError
 from tsprobe.metrics import METRICS, get_metric
 
 # Both sides are float64 sums of at most a few hundred terms of order 1.
@@ -18,6 +18,12 @@ N, K, LEAD, R = 60, 4, (2, 3), 40
 def classes(rng):
     """Scores on a coarse grid (ties), one class of K that never occurs."""
     return torch.from_numpy(rng.integers(0, K - 1, N)), torch.from_numpy(rng.integers(0, 5, (*LEAD, N, K)) / 4)
+
+
+def probabilities(rng):
+    """Shares of few votes, so that many confidences are the edge of a bin, such as 1/3, or 1."""
+    votes = rng.integers(0, 3, (*LEAD, N, K)) * rng.integers(0, 2, (*LEAD, N, K)) + np.eye(K)[rng.integers(0, K, N)]
+    return torch.from_numpy(rng.integers(0, K - 1, N)), torch.from_numpy(votes / votes.sum(-1, keepdims=True))
 
 
 def labels(rng):
@@ -41,6 +47,7 @@ def values(rng):
 CASES = {
     "accuracy": classes,
     "balanced_accuracy": classes,
+    "neg_ece": probabilities,
     "auroc": labels,
     "r2": values,
     "neg_rmse": values,
@@ -54,6 +61,12 @@ def expected(name: str, y: np.ndarray, p: np.ndarray) -> float:
     if name == "balanced_accuracy":
         found = p.argmax(-1)
         return float(np.mean([(found[y == c] == c).mean() for c in np.unique(y)]))
+    if name == "neg_ece":  # not in scikit-learn: the words of Guo et al. (2017), bin by bin
+        confidence, hit, total = p.max(-1), p.argmax(-1) == y, 0.0
+        for m in range(15):
+            rows = (m / 15 < confidence) & (confidence <= (m + 1) / 15)
+            total += rows.mean() * abs(hit[rows].mean() - confidence[rows].mean()) if rows.any() else 0
+        return -total
     columns = []
     for k in range(y.shape[1]):
         seen = ~np.isnan(y[:, k])
@@ -83,6 +96,27 @@ def test_balanced_accuracy_is_that_of_scikit_learn():
     score = get_metric("balanced_accuracy")(torch.from_numpy(y), torch.from_numpy(p))
     assert score.item() == pytest.approx(referee.balanced_accuracy_score(y, p.argmax(-1)), rel=1e-12)
     assert score.item() != pytest.approx(referee.accuracy_score(y, p.argmax(-1)), rel=1e-6)
+
+
+def test_calibration_error_is_that_of_torchmetrics():
+    theirs = pytest.importorskip("torchmetrics.functional.classification").multiclass_calibration_error
+    rng = np.random.default_rng(3)
+    y, p = torch.from_numpy(rng.integers(0, K, N)), torch.from_numpy(rng.dirichlet(np.full(K, 0.5), N))
+    score = get_metric("neg_ece")(y, p)
+    assert score.item() == pytest.approx(-theirs(p, y, num_classes=K, n_bins=15).item(), rel=1e-6)
+    assert score < -0.1
+    torch.testing.assert_close(get_metric("neg_ece")(y, p, torch.full((1, N), 2)), score[None])
+
+
+def test_scores_that_are_no_probabilities_have_no_calibration():
+    y, p = probabilities(np.random.default_rng(0))
+    metric = get_metric("neg_ece")
+    assert metric(y, (p * (1 + 1e-6)).float()).isfinite().all()
+    frequencies = torch.nn.functional.one_hot(y, K).double().mean(0).expand(N, K)
+    assert metric(y, frequencies).item() == pytest.approx(0, abs=1e-12)
+    for wrong in (p * 1.01, 1.5 * p - 0.5 / K):
+        with pytest.raises(SpecError, match=r"neg_ece is for probabilities of classes, and these scores .* are none"):
+            metric(y, wrong)
 
 
 @pytest.mark.parametrize("name", CASES)

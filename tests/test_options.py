@@ -56,7 +56,6 @@ def test_shots_and_seed_are_stated():
     # all series of a class alike, so that no draw leaves out any: the seed and the folds still differ
     same = mine((4, 4))
     assert len({task.fingerprint() for task in (same, same.few_shot(4), same.few_shot(4, seed=1))}) == 3
-    assert "few" not in mine().description
     assert load_task("uea/BasicMotions?shots=3").train.n == 12
 
 

@@ -34,6 +34,22 @@ def macro_f1(y: Num[Tensor, " N"], p: Float[Tensor, "P N C"], w: Float[Tensor, "
     return total / count
 
 
+def jaccard(y: Num[Tensor, " N"], p: Float[Tensor, "P N C"]) -> Float[Tensor, " P"]:
+    """Mean over classes of the intersection over union of the true and the predicted steps, the J of DAVIS.
+
+    As scikit-learn's `jaccard_score(average="macro")`: classes count that occur in the series, in the labels or among
+    the predictions. (The F of DAVIS, of the borders, is `change_f1`.)
+    """
+    guess = p.argmax(-1)  # [P, N]
+    total, count = (torch.zeros(len(p), dtype=torch.float64, device=p.device) for _ in range(2))
+    for c in range(p.shape[2]):
+        true, said = y == c, guess == c
+        either = (said | true).sum(1)
+        total += (said & true).sum(1).double() / either.clamp(min=1)
+        count += either > 0
+    return total / count
+
+
 def neg_circular_error(
     y: Num[Tensor, "N 2K"], p: Float[Tensor, "P N 2K"], w: Float[Tensor, "R N"]
 ) -> Float[Tensor, "R P"]:

@@ -18,12 +18,14 @@ from torch import Tensor
 from tsprobe import dense_metrics
 from tsprobe import forecast_metrics as forecast
 from tsprobe import language_metrics as language
-from tsprobe.errors import DataError, UnknownNameError
+from tsprobe.errors import DataError, SpecError, UnknownNameError
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int, Num
 
 _BLOCK = 32  # resamples whose cumulative weights are held at once
+_BINS = 15  # of the calibration error
+_ROUNDING = 1e-4  # by which probabilities in float32, with the tie-break of knn, may miss 0, 1 and a sum of 1
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,32 @@ def balanced_accuracy(y: Tensor, prediction: Tensor, weights: Tensor | None = No
         found += torch.where(size > 0, w[:, rows] @ hits[:, rows].T / size, 0)
         present += size > 0
     return _shape(found / present, prediction, weights)
+
+
+def neg_ece(y: Tensor, prediction: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Minus the expected calibration error: confidence less accuracy, in size, bin by bin (Guo et al. 2017, §2).
+
+    The confidence is the highest probability of a sample, the bins are 15 of equal width, (0, 1/15], (1/15, 2/15], ...
+    `y [N]` class indices, `prediction [..., N, C]` probabilities. To predict the frequencies of the classes for every
+    sample is well calibrated, and says nothing: read this score beside an accuracy.
+
+    Raises SpecError for scores that are no probabilities, such as those of ridge: they are not made into some.
+    """
+    w, p = _check(y, prediction, weights, classes=True)
+    off = torch.maximum((p.sum(-1) - 1).abs(), -p.amin(-1)).max()
+    if off > _ROUNDING:
+        raise SpecError(
+            f"neg_ece is for probabilities of classes, and these scores (from {float(p.min()):.3g} to "
+            f"{float(p.max()):.3g}) are none: use the probe logistic, knn or correspondence"
+        )
+    confidence, guess = p.max(-1)  # [P, N]
+    excess = confidence - (guess == y).double()
+    edges = torch.arange(1, _BINS, dtype=torch.float64, device=p.device) / _BINS
+    number = torch.bucketize(confidence, edges)
+    total = w.new_zeros(len(w), len(p))
+    for k in range(_BINS):
+        total += (w @ torch.where(number == k, excess, 0).T).abs()
+    return _shape(-total / w.sum(1, keepdim=True), prediction, weights)
 
 
 def auroc(y: Tensor, prediction: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -236,6 +264,7 @@ METRICS: dict[str, Metric] = {
     for metric in (
         Metric("accuracy", accuracy, ("classification", "choice"), "share of the most frequent class"),
         Metric("balanced_accuracy", balanced_accuracy, ("classification",), "1 / number of classes"),
+        Metric("neg_ece", neg_ece, ("classification",), "0 where classes are as frequent in training as in the test"),
         Metric("auroc", auroc, ("multilabel",), "0.5"),
         Metric("r2", r2, ("regression", "multilabel"), "0, for the mean of the targets"),
         Metric("neg_rmse", neg_rmse, ("regression", "multilabel"), "minus the standard deviation of the targets"),
@@ -252,6 +281,7 @@ METRICS: dict[str, Metric] = {
             "minus pi / 2, for a guess",
         ),
         Metric("vus_pr", dense_metrics.vus_pr, ("multilabel",), "about the share of anomalous steps", by_series=True),
+        Metric("jaccard", dense_metrics.jaccard, ("classification",), "below 1 / number of classes", by_series=True),
         Metric("covering", dense_metrics.covering, ("classification",), "that of one run for all", by_series=True),
         Metric("change_f1", dense_metrics.change_f1, ("classification",), "0 where no change is found", by_series=True),
         Metric(

@@ -47,6 +47,11 @@ PROBES: dict[str, Entry] = {
         "vote of the nearest training samples by cosine similarity",
         (*_LABELS, "regression"),
     ),
+    "correspondence": Entry(
+        "tsprobe.probes.correspondence:fit_predict",
+        "labels of the most similar training tokens, weighted by their similarity; nothing is trained",
+        ("classification",),
+    ),
     "quantile": Entry(
         "tsprobe.probes.quantile:fit_predict",
         "linear head for the quantiles 0.1 to 0.9 of each step: median regression, and quantiles of its residuals",

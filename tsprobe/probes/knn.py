@@ -5,7 +5,7 @@ Exact: all similarities are computed, in chunks of queries. The strength is k; t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -41,6 +41,20 @@ def fit_predict(
 
     Raises DataError for features or targets that cannot be used, SpecError for an unfitting metric or grid.
     """
+    vote = _class_votes if target.kind == "classification" else _means
+    return by_neighbours(x, target, x_test, folds, metric, strengths, vote)
+
+
+def by_neighbours(
+    x: Float[Tensor, "G N D"],
+    target: base.Target,
+    x_test: Float[Tensor, "G M D"],
+    folds: Int[Tensor, " N"],
+    metric: Metric,
+    strengths: Sequence[float] | None,
+    vote: Callable[..., Float[Tensor, "g A m K"]],
+) -> base.Readout:
+    """What `vote(similarity [g, m, n], y [n, K], known [n, K], ks [A], mean [K])` makes of the nearest of n rows."""
     problem = base.check(x, target, x_test, folds, metric)
     smallest = len(folds) - int(problem.folds.bincount().max())
     grid = base.check_strengths(strengths, [k for k in STRENGTHS if k <= smallest])
@@ -57,7 +71,6 @@ def fit_predict(
         y, known = problem.y[rows], problem.known[rows]
         row_numbers = len(x) * (2 * keys.shape[1] + 4 * int(ks.max()) * y.shape[1])
         step = max(1, base.CHUNK_BYTES // 8 // row_numbers)
-        vote = _class_votes if target.kind == "classification" else _means
         return torch.cat([vote(q @ keys.mT, y, known, ks, mean) for q in queries.split(step, 1)], 2)
 
     (_, n, d), m, k = x.shape, x_test.shape[1], problem.y.shape[1]

@@ -125,9 +125,7 @@ def _means(curves: pd.DataFrame) -> list[pd.DataFrame]:
             **first, score=("score", "mean"), chance=("chance", "mean")
         )
         words = {"pooling": "each task's own", "probe": "each task's own"}
-        made.append(
-            mean.reset_index().assign(task=f"mean of {len(tasks)} tasks", low=np.nan, high=np.nan, **words)
-        )
+        made.append(mean.reset_index().assign(task=f"mean of {len(tasks)} tasks", low=np.nan, high=np.nan, **words))
     return made
 
 

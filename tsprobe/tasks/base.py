@@ -165,7 +165,8 @@ class Task:
         drawn = "" if self.shots is None else f" ({self.shots[0]} a class, drawn with seed {self.shots[1]})"
         return (
             f"{self.name}: {self.kind}, {self.train.n} train{drawn} and {self.test.n} test series of "
-            f"{self.train.channels} x {low if low == high else f'{low}-{high}'}{dense}, {self.n_classes} {what}, metric {self.metric}"
+            f"{self.train.channels} x {low if low == high else f'{low}-{high}'}{dense}, "
+            f"{self.n_classes} {what}, metric {self.metric}"
         )
 
     def fingerprint(self) -> str:
