@@ -92,7 +92,8 @@ def silent(steps: int) -> None:
 
 
 def by_statistics(encoder: Encoder, task: Task, reading: Reading, folds: np.ndarray) -> float:
-    cells = read(Passes(encoder, task, reading, None, {0: folds}), np.arange(512), silent).cells
+    readings = {"train": reading, "test": reading}
+    cells = read(Passes(encoder, task, readings, POOLINGS, None, {0: folds}), np.arange(512), silent).cells
     return sum(cell.seconds for cell in cells.values())
 
 
