@@ -34,7 +34,11 @@ def peaks(curves: pd.DataFrame, look: Mapping[str, Style]) -> list[Plot]:
         trunk = trunk[spread > 0]
         by = trunk.groupby(["family", "layer_index", "layer", "place"], sort=False)["relative"]
         shape = by.agg(["mean", "count"]).reset_index().sort_values("layer_index")
-        traces = [t for family in families for t in _curve(family, shape[shape["family"] == family], colours[family])]
+        traces = [
+            trace
+            for i, family in enumerate(families)
+            for trace in _curve(family, shape[shape["family"] == family], colours[family], "bottom" if i % 2 else "top")
+        ]
         best = ", ".join(
             f"{family} at {layers.loc[layers['mean'].idxmax(), 'layer']}"
             for family, layers in shape.groupby("family", sort=False)
@@ -46,8 +50,8 @@ def peaks(curves: pd.DataFrame, look: Mapping[str, Style]) -> list[Plot]:
     return made
 
 
-def _curve(family: str, layers: pd.DataFrame, colour: str) -> list[Plot]:
-    """The curve of a family and its name at the peak."""
+def _curve(family: str, layers: pd.DataFrame, colour: str, edge: str) -> list[Plot]:
+    """The curve of a family, and its name above or below (`edge`) the peak: peaks often lie side by side."""
     if not len(layers):
         return []
     top = layers.loc[layers["mean"].idxmax()]
@@ -65,7 +69,7 @@ def _curve(family: str, layers: pd.DataFrame, colour: str) -> list[Plot]:
     side = "right" if top["place"] < 0.25 else "left" if top["place"] > 0.75 else "center"
     label = {
         **base, "mode": "markers+text", "x": [top["place"]], "y": [round(float(top["mean"]), 4)],
-        "text": [safe(family)], "textposition": f"top {side}", "textfont": {"color": colour, "size": 11},
+        "text": [safe(family)], "textposition": f"{edge} {side}", "textfont": {"color": colour, "size": 11},
         "hoverinfo": "skip", "marker": {"size": 10, "color": colour, "symbol": "star"},
     }  # fmt: skip
     return [curve, label]
