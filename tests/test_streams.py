@@ -86,16 +86,16 @@ def test_the_arrhythmia_of_mitdb_is_scored_and_not_learnt_from():
 
 
 def test_data_of_a_package_that_is_missing_or_has_moved(monkeypatch, tmp_path):
-    monkeypatch.setattr(streams, "_data", lambda package: None)
+    monkeypatch.setattr(streams, "package_folder", lambda package: None)
     with pytest.raises(MissingPackageError, match="needs the package 'aeon'"):
         load_task("dense/kdd-tsad")
-    monkeypatch.setattr(streams, "_data", lambda package: tmp_path)
+    monkeypatch.setattr(streams, "package_folder", lambda package: tmp_path)
     with pytest.raises(DataError, match="the package has moved its data"):
         load_task("dense/kdd-tsad")
     with pytest.raises(UnknownNameError):
         load_task("dense/kdd-tsad?seed=1")
-    folder = tmp_path / "KDD-TSAD_135"
-    folder.mkdir()
+    folder = tmp_path / "datasets" / "data" / "KDD-TSAD_135"
+    folder.mkdir(parents=True)
     steps = np.arange(2000)
     table = np.stack([steps, np.sin(steps / 9), (steps // 12 == 120).astype(int)], 1)
     header = "timestamp,value,is_anomaly"

@@ -1,4 +1,4 @@
-"""Files that are there wholly or not at all."""
+"""Files that are there wholly or not at all, and where packages keep theirs."""
 
 from __future__ import annotations
 
@@ -8,10 +8,17 @@ import os
 import re
 import tempfile
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any
 
 from tsprobe.errors import StorageError
+
+
+def package_folder(name: str) -> Path | None:
+    """The folder of an installed package, which is not imported for it; None where there is none."""
+    spec = find_spec(name)
+    return Path(spec.submodule_search_locations[0]) if spec and spec.submodule_search_locations else None
 
 
 def replace_file(path: Path, write: Callable[[IO[bytes]], Any]) -> None:

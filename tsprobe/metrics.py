@@ -235,13 +235,15 @@ def _check(
         raise DataError("no samples to score")
     if prediction.isnan().any():
         raise DataError("predictions hold NaN; only targets may be masked")
+    return _counts(weights, n, y.device), prediction.double().reshape(-1, n, prediction.shape[-1])
+
+
+def _counts(weights: Tensor | None, n: int, device: torch.device) -> Float[Tensor, "R N"]:
     if weights is None:
-        w = torch.ones(1, n, dtype=torch.float64, device=y.device)
-    elif weights.ndim != 2 or weights.shape[1] != n or bool((weights < 0).any()):
+        return torch.ones(1, n, dtype=torch.float64, device=device)
+    if weights.ndim != 2 or weights.shape[1] != n or bool((weights < 0).any()):
         raise DataError(f"weights of shape {list(weights.shape)} where non-negative counts [R, {n}] are due")
-    else:
-        w = weights.double()
-    return w, prediction.double().reshape(-1, n, prediction.shape[-1])
+    return weights.double()
 
 
 def _shape(score: Float[Tensor, "R P"], prediction: Tensor, weights: Tensor | None) -> Tensor:
@@ -255,6 +257,24 @@ def _checked(function: Callable[..., Tensor], *, classes: bool) -> Callable[[Ten
     def metric(y: Tensor, prediction: Tensor, weights: Tensor | None = None) -> Tensor:
         w, p = _check(y, prediction, weights, classes)
         return _shape(function(y, p, w), prediction, weights)
+
+    return metric
+
+
+def _of_quantiles(function: Callable[..., Tensor]) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
+    """The same of a function that takes forecasts as `[P, N, H, Q]`; they come as `[..., N, H Q]`, step after step."""
+
+    def metric(y: Tensor, prediction: Tensor, weights: Tensor | None = None) -> Tensor:
+        if y.ndim != 2 or len(y) == 0:
+            raise DataError(f"targets of shape {list(y.shape)} where [N, H] are due")
+        (n, h), q = y.shape, len(forecast.LEVELS)
+        if prediction.ndim < 2 or prediction.shape[-2:] != (n, h * q):
+            due = f"[..., {n}, {h} steps x {q} levels]"
+            raise DataError(f"forecasts of shape {list(prediction.shape)} where {due} is due")
+        if prediction.isnan().any():
+            raise DataError("forecasts hold NaN; only targets may be masked")
+        w = _counts(weights, n, y.device)
+        return _shape(function(y, prediction.reshape(-1, n, h, q), w), prediction, weights)
 
     return metric
 
@@ -290,9 +310,9 @@ METRICS: dict[str, Metric] = {
         Metric(
             "interval_iou", _checked(language.interval_iou, classes=False), ("grounding",), "that of one span for all"
         ),
-        Metric("neg_mase", forecast.neg_mase, ("forecast",), "that of the seasonal naive forecast"),
-        Metric("neg_sql", forecast.neg_sql, ("forecast",), "that of the seasonal naive forecast"),
-        Metric("neg_wql", forecast.neg_wql, ("forecast",), "that of the seasonal naive forecast"),
+        Metric("neg_mase", _of_quantiles(forecast.neg_mase), ("forecast",), "that of the seasonal naive forecast"),
+        Metric("neg_sql", _of_quantiles(forecast.neg_sql), ("forecast",), "that of the seasonal naive forecast"),
+        Metric("neg_wql", _of_quantiles(forecast.neg_wql), ("forecast",), "that of the seasonal naive forecast"),
     )
 }
 

@@ -19,6 +19,7 @@ import numpy as np
 
 from tsprobe.data.panel import Panel
 from tsprobe.errors import DataError, MissingPackageError
+from tsprobe.files import package_folder
 
 SUFFIXES = ("_TRAIN.ts", "_TEST.ts")
 
@@ -172,12 +173,11 @@ def _pair(stem: Path) -> tuple[Path, Path]:
 
 def bundled_folder(name: str) -> Path | None:
     """The folder of a data set that the installed sktime ships; None where there is none. Does not import sktime."""
-    spec = find_spec("sktime")
-    for location in (spec.submodule_search_locations or ()) if spec else ():
-        folder = Path(location) / "datasets" / "data" / name
-        if all(file.is_file() for file in _pair(folder / name)):
-            return folder
-    return None
+    package = package_folder("sktime")
+    if package is None:
+        return None
+    folder = package / "datasets" / "data" / name
+    return folder if all(file.is_file() for file in _pair(folder / name)) else None
 
 
 def cache_folder() -> Path:

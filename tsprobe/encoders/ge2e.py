@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -25,6 +24,7 @@ from tsprobe.encoders.base import Encoder, Facts, Tap
 from tsprobe.encoders.registry import Card, Size
 from tsprobe.encoders.rows import token_map
 from tsprobe.errors import EncoderError, MissingPackageError
+from tsprobe.files import package_folder
 from tsprobe.types import Batch, Inputs, TokenMap
 
 if TYPE_CHECKING:
@@ -105,10 +105,10 @@ class GE2E(Encoder):
         """The weights of the installed package. Raises `MissingPackageError` and `EncoderError`."""
         if source is not None:
             raise EncoderError(f"{FAMILY}:{source}: there is one encoder of this family, {FAMILY}")
-        spec = find_spec(PACKAGE)
-        if spec is None or not spec.submodule_search_locations:
+        package = package_folder(PACKAGE)
+        if package is None:
             raise MissingPackageError(PACKAGE, f"the encoder {FAMILY}", install=INSTALL)
-        return cls(load_weights(Path(spec.submodule_search_locations[0]) / "pretrained.pt"))
+        return cls(load_weights(package / "pretrained.pt"))
 
     def __init__(self, module: SpeakerEncoder) -> None:
         facts = Facts(

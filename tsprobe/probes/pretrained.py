@@ -12,7 +12,6 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache, partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from tsprobe.data.text import normal
 from tsprobe.errors import MissingPackageError, SpecError, UnknownNameError
+from tsprobe.files import package_folder
 from tsprobe.probes import language
 from tsprobe.probes.base import Probe
 
@@ -82,10 +82,10 @@ class PretrainedDecoder:
 def _find(source: str) -> tuple[str, str | None]:
     """What transformers takes for a model, and the name of its `.gguf` file where it is such."""
     if source in PACKAGES:
-        spec = find_spec(source)
-        if spec is None or not spec.submodule_search_locations:
+        shipped = package_folder(source)
+        if shipped is None:
             raise MissingPackageError(PACKAGES[source], f"the decoder {source}")
-        folder = Path(spec.submodule_search_locations[0])
+        folder = shipped
     else:
         folder = Path(source).expanduser()
     if folder.is_dir():

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from tsprobe.errors import DataError, MissingPackageError, UnknownNameError
+from tsprobe.files import package_folder
 from tsprobe.tasks.base import TaskInfo
 from tsprobe.tasks.forecasting import Forecasting, ForecastTask
 
@@ -165,12 +166,9 @@ def load_single(name: str) -> ForecastTask:
 
 def _shipped(file: str) -> Path | None:
     """A data file of the installed sktime, which is not imported for it."""
-    spec = find_spec("sktime")
-    for location in (spec.submodule_search_locations or ()) if spec else ():
-        path = Path(location) / "datasets" / "data" / file
-        if path.is_file():
-            return path
-    return None
+    package = package_folder("sktime")
+    path = None if package is None else package / "datasets" / "data" / file
+    return path if path and path.is_file() else None
 
 
 def load_gluonts(name: str) -> ForecastTask:

@@ -19,11 +19,10 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl
 from zipfile import BadZipFile
 
 import numpy as np
@@ -31,7 +30,8 @@ import numpy as np
 from tsprobe.data.panel import Panel, as_panel
 from tsprobe.data.questions import PAIRED, Asking, ask, locate
 from tsprobe.data.text import Asked, Question, normal
-from tsprobe.errors import DataError, SpecError, UnknownNameError
+from tsprobe.errors import DataError, UnknownNameError
+from tsprobe.tasks import options
 from tsprobe.tasks.base import Kind, Task, TaskInfo
 
 METRICS: dict[str, str] = {"choice": "accuracy", "answer": "exact_match", "grounding": "interval_iou"}
@@ -280,9 +280,8 @@ def load_language(name: str) -> LanguageTask:
     base, _, query = name.partition("?")
     if base not in GENERATED:
         raise UnknownNameError("task", f"language/{name}", [f"language/{n}" for n in GENERATED])
-    settings, how = _settings(f"language/{name}", query), GENERATED[base]
-    changed = {key: value for key, value in asdict(settings).items() if value != asdict(_Settings())[key]}
-    suffix = "?" + "&".join(f"{key}={value}" for key, value in changed.items()) if changed else ""
+    settings, how = options.read_settings(f"language/{name}", query, _Settings()), GENERATED[base]
+    suffix = options.written(settings, _Settings())
     train, test = (
         how.make(n, length=settings.length, seed=(settings.seed, is_test), **how.options)
         for is_test, n in enumerate((settings.n_train, settings.n_test))
@@ -294,18 +293,3 @@ def load_language(name: str) -> LanguageTask:
         source=SOURCE,
         licence=LICENCE,
     )
-
-
-def _settings(name: str, query: str) -> _Settings:
-    given = {}
-    for key, text in parse_qsl(query, keep_blank_values=True):
-        if key not in asdict(_Settings()):
-            raise SpecError(f"task {name!r}: no setting {key!r}; there are {', '.join(asdict(_Settings()))}")
-        try:
-            given[key] = int(text)
-        except ValueError:
-            raise SpecError(f"task {name!r}: {key}={text!r} is not a whole number") from None
-    settings = _Settings(**given)
-    if settings.seed < 0:
-        raise SpecError(f"task {name!r}: seed={settings.seed} must not be negative")
-    return settings

@@ -1,4 +1,5 @@
-"""Settings that the name of any task may carry: `ucr/GunPoint?shots=5&seed=1&metric=balanced_accuracy`.
+"""Settings in the names of tasks: those of a generated source, `process/k2?n_train=200`, and those that any name may
+carry, `ucr/GunPoint?shots=5&seed=1&metric=balanced_accuracy`:
 
 | setting | meaning |
 |---|---|
@@ -12,7 +13,7 @@ What is left of the settings goes to the source. The test series stay as they ar
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import parse_qsl
 
 import numpy as np
@@ -21,9 +22,42 @@ from tsprobe.errors import DataError, SpecError
 from tsprobe.metrics import get_metric
 
 if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
     from tsprobe.tasks.base import Task
 
     Made = TypeVar("Made", bound=Task)
+    Settings = TypeVar("Settings", bound=DataclassInstance)
+
+
+def read_settings(name: str, query: str, default: Settings) -> Settings:
+    """The settings of a source, a frozen dataclass, with what a query says: `n_train=200&seed=1`.
+
+    Raises `SpecError` for a setting that there is not, a value of another type, and a negative `seed`.
+    """
+    kinds = {key: type(value) for key, value in dataclasses.asdict(default).items()}
+    given = {}
+    for key, text in parse_qsl(query, keep_blank_values=True):
+        if key not in kinds:
+            raise SpecError(f"task {name!r}: no setting {key!r}; there are {', '.join(kinds)}")
+        given[key] = _number(name, key, text, kinds[key])
+    if given.get("seed", 0) < 0:
+        raise SpecError(f"task {name!r}: seed={given['seed']} must not be negative")
+    return dataclasses.replace(default, **given)
+
+
+def written(settings: Settings, default: Settings) -> str:
+    """What settings add to a name: those that differ from the default, as a query, or nothing."""
+    usual = dataclasses.asdict(default)
+    changed = [f"{key}={value}" for key, value in dataclasses.asdict(settings).items() if value != usual[key]]
+    return "?" + "&".join(changed) if changed else ""
+
+
+def _number(name: str, key: str, text: str, kind: type) -> Any:
+    try:
+        return kind(text)
+    except ValueError:
+        raise SpecError(f"task {name!r}: {key}={text!r} is not {kind.__name__}") from None
 
 
 def split(name: str) -> tuple[str, dict[str, str]]:
@@ -40,13 +74,7 @@ def split(name: str) -> tuple[str, dict[str, str]]:
 def apply(task: Made, given: dict[str, str]) -> Made:
     """The task with these settings. Raises as `few_shot` and `scored_by` do, `SpecError` for what is no number."""
     if "shots" in given:
-        numbers = {}
-        for key in ("shots", "seed"):
-            try:
-                numbers[key] = int(given.get(key, "0"))
-            except ValueError:
-                raise SpecError(f"task {task.name!r}: {key}={given[key]!r} is not int") from None
-        task = few_shot(task, **numbers)
+        task = few_shot(task, *(_number(task.name, key, given.get(key, "0"), int) for key in ("shots", "seed")))
     return scored_by(task, given["metric"]) if "metric" in given else task
 
 

@@ -14,14 +14,14 @@ Both ask about the same series, so an encoder's features serve the two. A name m
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass
-from urllib.parse import parse_qsl
+from dataclasses import dataclass
 
 import numpy as np
 
 from tsprobe.data.panel import Panel
 from tsprobe.data.process import COMPONENTS, PARAMETERS, Mixture, generate
-from tsprobe.errors import SpecError, UnknownNameError
+from tsprobe.errors import UnknownNameError
+from tsprobe.tasks import options
 from tsprobe.tasks.base import Task, TaskInfo
 
 NAMES = ("k1", "k1-state", "k2", "k2-state", "k3", "k3-state")
@@ -69,9 +69,8 @@ def load_process(name: str) -> Task:
     match = re.fullmatch(r"k(\d+)(-state)?", base)
     if not match or not 1 <= int(match[1]) <= len(COMPONENTS):
         raise UnknownNameError("task", f"process/{name}", [f"process/{n}" for n in NAMES], "(k1 to k14, or k1-state…)")
-    settings = _settings(f"process/{name}", query)
-    changed = {key: value for key, value in asdict(settings).items() if value != asdict(_Settings())[key]}
-    suffix = "?" + "&".join(f"{key}={value}" for key, value in changed.items()) if changed else ""
+    settings = options.read_settings(f"process/{name}", query, _Settings())
+    suffix = options.written(settings, _Settings())
     train, test = (
         generate(
             n,
@@ -97,22 +96,6 @@ def load_process(name: str) -> Task:
         source=SOURCE,
         licence=LICENCE,
     )
-
-
-def _settings(name: str, query: str) -> _Settings:
-    kinds = {key: type(value) for key, value in asdict(_Settings()).items()}
-    given = {}
-    for key, text in parse_qsl(query, keep_blank_values=True):
-        if key not in kinds:
-            raise SpecError(f"task {name!r}: no setting {key!r}; there are {', '.join(kinds)}")
-        try:
-            given[key] = kinds[key](text)
-        except ValueError:
-            raise SpecError(f"task {name!r}: {key}={text!r} is not {kinds[key].__name__}") from None
-    settings = _Settings(**given)
-    if settings.seed < 0:
-        raise SpecError(f"task {name!r}: seed={settings.seed} must not be negative")
-    return settings
 
 
 def _panel(mixture: Mixture) -> Panel:

@@ -22,14 +22,13 @@ in `dense/regimes?n_train=400&steps=64&causal=1`:
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
-from urllib.parse import parse_qsl
+from dataclasses import dataclass
 
 from tsprobe.data.anomalies import anomalies
 from tsprobe.data.panel import Panel
 from tsprobe.data.states import REGIMES, STATE, States, regimes, waves
 from tsprobe.errors import SpecError, UnknownNameError
-from tsprobe.tasks import streams
+from tsprobe.tasks import options, streams
 from tsprobe.tasks.base import Kind, Task, TaskInfo
 from tsprobe.tasks.dense import STEPS, ask
 
@@ -102,9 +101,10 @@ def load_dense(name: str) -> Task:
     if base not in GENERATED:
         raise UnknownNameError("task", f"dense/{name}", [f"dense/{n}" for n in (*GENERATED, *streams.STREAMS)])
     how = GENERATED[base]
-    settings = _settings(f"dense/{name}", query, how.settings)
-    changed = {key: value for key, value in asdict(settings).items() if value != asdict(how.settings)[key]}
-    suffix = "?" + "&".join(f"{key}={value}" for key, value in changed.items()) if changed else ""
+    settings = options.read_settings(f"dense/{name}", query, how.settings)
+    if settings.steps < 1 or settings.causal not in (0, 1):
+        raise SpecError(f"task 'dense/{name}': steps must be at least 1, causal 0 or 1")
+    suffix = options.written(settings, how.settings)
     made = [
         how.make(n, length=settings.length, seed=(settings.seed, is_test))
         for is_test, n in enumerate((settings.n_train, settings.n_test))
@@ -115,18 +115,3 @@ def load_dense(name: str) -> Task:
         f"dense/{base}{suffix}", how.kind, how.metric, panels, truths, how.labels,
         steps=settings.steps, causal=bool(settings.causal), source=SOURCE, licence=LICENCE,
     )  # fmt: skip
-
-
-def _settings(name: str, query: str, default: _Settings) -> _Settings:
-    given = {}
-    for key, text in parse_qsl(query, keep_blank_values=True):
-        if key not in asdict(_Settings()):
-            raise SpecError(f"task {name!r}: no setting {key!r}; there are {', '.join(asdict(_Settings()))}")
-        try:
-            given[key] = int(text)
-        except ValueError:
-            raise SpecError(f"task {name!r}: {key}={text!r} is not a whole number") from None
-    settings = replace(default, **given)
-    if settings.seed < 0 or settings.steps < 1 or settings.causal not in (0, 1):
-        raise SpecError(f"task {name!r}: seed must not be negative, steps at least 1, causal 0 or 1")
-    return settings

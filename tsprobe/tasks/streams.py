@@ -18,7 +18,6 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,6 +25,7 @@ import numpy as np
 from tsprobe.data.anomalies import inject
 from tsprobe.data.panel import Panel
 from tsprobe.errors import DataError, MissingPackageError, UnknownNameError
+from tsprobe.files import package_folder
 from tsprobe.tasks import archive
 from tsprobe.tasks.base import Kind, Task, TaskInfo
 from tsprobe.tasks.dense import STEPS, ask
@@ -172,18 +172,14 @@ def _kdd_tsad() -> Task:
 
 def _table(package: str, path: str, header: int = 1) -> Float64[np.ndarray, "rows columns"]:
     """A CSV file of numbers among the data of a package, which is found without being imported."""
-    folder = _data(package)
+    folder = package_folder(package)
     if folder is None:
         raise MissingPackageError(package, f"the data of {path}")
+    file = folder / "datasets" / "data" / path
     try:
-        return np.genfromtxt(folder / path, delimiter=",", skip_header=header)
+        return np.genfromtxt(file, delimiter=",", skip_header=header)
     except OSError as error:
-        raise DataError(f"{folder / path} cannot be read ({error}); the package has moved its data") from error
-
-
-def _data(package: str) -> Path | None:
-    spec = importlib.util.find_spec(package)
-    return None if spec is None or spec.origin is None else Path(spec.origin).parent / "datasets" / "data"
+        raise DataError(f"{file} cannot be read ({error}); the package has moved its data") from error
 
 
 def _ask(
