@@ -49,9 +49,9 @@ def _patchtsmixer(**changes):
 
 def _moment(**changes):
     """momentfm 0.1.4 with the T5 of its config; sktime's fork would ask the hub for google/flan-t5."""
-    from tsprobe.encoders.moment import build as pipeline
+    from tsprobe.encoders.moment import Moment
 
-    return pipeline(moment_config() | changes)
+    return Moment.build(moment_config() | changes)
 
 
 def moment_config():

@@ -128,7 +128,9 @@ def _read(
         # batches are those of the whole panel, so that a series is pooled in the same company after a resume
         for batch in batches(windows, max(1, reading.rows // panel.channels), encoder.facts.pads):
             if left := [i for i in batch if not done[windows[i].series]]:
-                yield left, _load(panel, [windows[i] for i in left], encoder.facts.masks_missing, reading, device)
+                steps = None if reading.steps is None else reading.steps.at
+                chosen = [windows[i] for i in left]
+                yield left, _load(panel, chosen, encoder.facts.masks_missing, slots.segments, steps, device)
 
     joiner = Joiner(windows, slots, reading.channels)
     underway: deque[tuple[list[int], Arrival, Timing]] = deque()
@@ -165,12 +167,18 @@ class _Loaded:
     spans: Tensor | None
 
 
-def _load(panel: Panel, windows: list[Window], keep_missing: bool, reading: Reading, device: torch.device) -> _Loaded:
+def _load(
+    panel: Panel,
+    windows: list[Window],
+    keep_missing: bool,
+    segments: int,
+    steps: Int64[np.ndarray, "N M"] | None,
+    device: torch.device,
+) -> _Loaded:
     batch = load(panel, windows, keep_missing=keep_missing)
-    segments = Slots.parse(reading.poolings).segments
     spans = _spans(panel, windows, segments) if segments else None
-    if reading.steps is not None:
-        spans = torch.from_numpy(np.stack([reading.steps.at[w.series] - w.start for w in windows]))
+    if steps is not None:
+        spans = torch.from_numpy(np.stack([steps[w.series] - w.start for w in windows]))
     if device.type == "cuda":  # a copy from pageable memory would wait for everything that runs there
         batch = Batch(batch.values.pin_memory(), batch.observed.pin_memory(), batch.lengths.pin_memory())
         spans = None if spans is None else spans.pin_memory()

@@ -45,10 +45,7 @@ class Chronos2(Encoder):
         from chronos.chronos2 import Chronos2Model
         from chronos.chronos2.config import Chronos2CoreConfig
 
-        folder = hub.find_folder(source, FAMILY)
-        raw = hub.read_config(folder, FAMILY, "t5")
-        with hub.building(folder, FAMILY):
-            config = Chronos2CoreConfig.from_dict(raw)
+        folder, _, config = hub.described(source, FAMILY, "t5", Chronos2CoreConfig)
         return cls(source, hub.load_pretrained(Chronos2Model, config, folder, FAMILY))
 
     def __init__(self, source: str, module: Any) -> None:

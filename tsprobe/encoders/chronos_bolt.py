@@ -48,10 +48,7 @@ class ChronosBolt(Encoder):
         from chronos.chronos_bolt import ChronosBoltModelForForecasting
         from transformers import T5Config
 
-        folder = hub.find_folder(source, FAMILY)
-        raw = hub.read_config(folder, FAMILY, "t5")
-        with hub.building(folder, FAMILY):
-            config = T5Config.from_dict(raw)
+        folder, _, config = hub.described(source, FAMILY, "t5", T5Config)
         return cls(source, hub.load_pretrained(ChronosBoltModelForForecasting, config, folder, FAMILY))
 
     def __init__(self, source: str, module: Any) -> None:

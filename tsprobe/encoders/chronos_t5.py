@@ -51,10 +51,7 @@ class ChronosT5(Encoder):
         from chronos.chronos import ChronosConfig
         from transformers import T5Config, T5ForConditionalGeneration
 
-        folder = hub.find_folder(source, FAMILY)
-        raw = hub.read_config(folder, FAMILY, "t5")
-        with hub.building(folder, FAMILY):
-            architecture = T5Config.from_dict(raw)
+        folder, raw, architecture = hub.described(source, FAMILY, "t5", T5Config)
         module = hub.load_pretrained(T5ForConditionalGeneration, architecture, folder, FAMILY)
         with hub.building(folder, FAMILY):
             config = ChronosConfig(**raw["chronos_config"])

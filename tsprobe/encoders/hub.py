@@ -80,6 +80,14 @@ def read_config(folder: Path, family: str, model_type: str | None = None) -> dic
     return config
 
 
+def described(source: str, family: str, model_type: str, config_class: Any) -> tuple[Path, dict[str, Any], Any]:
+    """The folder of a source, its `config.json`, and what `config_class` makes of that. Raises `EncoderError`."""
+    folder = find_folder(source, family)
+    raw = read_config(folder, family, model_type)
+    with building(folder, family):
+        return folder, raw, config_class.from_dict(raw)
+
+
 @contextmanager
 def building(folder: Path, family: str, file: str = "config.json") -> Iterator[None]:
     """Tell what is wrong with a config from which the model's own classes cannot be built."""
@@ -149,6 +157,17 @@ def quiet() -> Iterator[None]:
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()
+
+
+def load_vendored(model_class: Any, source: str, family: str, model_type: str, config_class: Any) -> nn.Module:
+    """A model of a class that is not transformers' own, with exactly the weights of a source. Raises `EncoderError`.
+
+    Not by its `from_pretrained`: that leaves the tables of rotary positions, which no checkpoint holds, uninitialised.
+    """
+    folder, _, config = described(source, family, model_type, config_class)
+    with building(folder, family):
+        module = model_class(config)
+    return load_state(module, folder, family)
 
 
 def load_state(module: nn.Module, folder: Path, family: str) -> nn.Module:

@@ -31,6 +31,7 @@ class Moment(Encoder):
     the model would see nothing of it.
     """
 
+    family: ClassVar[str] = FAMILY
     module: Any  # with the attributes of the package's own class
     card: ClassVar[Card] = Card(
         pattern=f"{FAMILY}:ID_OR_FOLDER",
@@ -51,13 +52,13 @@ class Moment(Encoder):
     @classmethod
     def load(cls, source: str) -> Moment:
         """From a hub id or a local folder. Raises `EncoderError`."""
-        folder = hub.find_folder(source, FAMILY)
-        raw = hub.read_config(folder, FAMILY)
-        with hub.building(folder, FAMILY):
-            module = build(raw)
+        folder = hub.find_folder(source, cls.family)
+        raw = hub.read_config(folder, cls.family)
+        with hub.building(folder, cls.family):
+            module = cls.build(raw)
+        state = hub.read_state(folder, cls.family)
         # the word embedding of T5, which no patch goes through
-        state = hub.read_state(folder, FAMILY)
-        hub.fill(module, state, folder, FAMILY, absent=("encoder.embed_tokens.",))
+        hub.fill(module, state, folder, cls.family, absent=("encoder.embed_tokens.",))
         return cls(source, module, raw)
 
     def __init__(self, source: str, module: Any, config: dict[str, Any]) -> None:
@@ -74,7 +75,9 @@ class Moment(Encoder):
             overlaps=("the training parts of UCR and UEA, TSB-UAD, Monash and long-horizon sets",) if official else (),
         )
         blocks = [f"encoder.block.{i}" for i in range(len(module.encoder.block))]
-        super().__init__(f"{FAMILY}:{source}", module, trunk_taps(blocks, "encoder.final_layer_norm"), "norm", facts)
+        super().__init__(
+            f"{self.family}:{source}", module, trunk_taps(blocks, "encoder.final_layer_norm"), "norm", facts
+        )
         self._config = config
 
     def prepare(self, batch: Batch) -> Inputs:
@@ -99,17 +102,20 @@ class Moment(Encoder):
         return self.module.embed(**inputs.kwargs)
 
     def fresh_module(self) -> nn.Module:
-        return build(self._config)
+        return self.build(self._config)
 
+    @staticmethod
+    def build(config: dict[str, Any]) -> nn.Module:
+        """The model that a `config.json` describes, with new weights.
 
-def build(config: dict[str, Any]) -> nn.Module:
-    """The model that a `config.json` describes, with new weights. Raises `ValueError` for one without `t5_config`."""
-    if not isinstance(config.get("t5_config"), dict):
-        raise ValueError("it has no t5_config, the sizes of the T5 encoder")
-    ours = {"enable_gradient_checkpointing": False, "task_name": "reconstruction"}
-    ours["d_model"] = config.get("d_model") or config["t5_config"]["d_model"]
-    with hub.quiet():
-        return _pipeline()(config | ours, model_kwargs={"task_name": "reconstruction"})
+        Raises `ValueError` for one without `t5_config`.
+        """
+        if not isinstance(config.get("t5_config"), dict):
+            raise ValueError("it has no t5_config, the sizes of the T5 encoder")
+        ours = {"enable_gradient_checkpointing": False, "task_name": "reconstruction"}
+        ours["d_model"] = config.get("d_model") or config["t5_config"]["d_model"]
+        with hub.quiet():
+            return _pipeline()(config | ours, model_kwargs={"task_name": "reconstruction"})
 
 
 @cache

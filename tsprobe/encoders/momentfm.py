@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from tsprobe.encoders import hub
 from tsprobe.encoders.moment import Moment
 from tsprobe.encoders.registry import Card
 
@@ -21,6 +20,7 @@ FAMILY = "momentfm"
 class MomentFM(Moment):
     """The encoder of MOMENT as `momentfm.MOMENTPipeline` builds it, one channel a row."""
 
+    family: ClassVar[str] = FAMILY
     card: ClassVar[Card] = Card(
         pattern=f"{FAMILY}:ID_OR_FOLDER",
         objective=Moment.card.objective,
@@ -32,27 +32,10 @@ class MomentFM(Moment):
         sizes=Moment.card.sizes,
     )
 
-    @classmethod
-    def load(cls, source: str) -> MomentFM:
-        """From a hub id or a local folder. Raises `EncoderError`."""
-        folder = hub.find_folder(source, FAMILY)
-        raw = hub.read_config(folder, FAMILY)
-        with hub.building(folder, FAMILY):
-            module = _build(raw)
-        # the word embedding of T5, which no patch goes through
-        hub.fill(module, hub.read_state(folder, FAMILY), folder, FAMILY, absent=("encoder.embed_tokens.",))
-        return cls(source, module, raw)
+    @staticmethod
+    def build(config: dict[str, Any]) -> nn.Module:
+        """The model that a `config.json` describes, with new weights."""
+        from momentfm import MOMENTPipeline
 
-    def __init__(self, source: str, module: Any, config: dict[str, Any]) -> None:
-        super().__init__(source, module, config)
-        self.name = f"{FAMILY}:{source}"
-
-    def fresh_module(self) -> nn.Module:
-        return _build(self._config)
-
-
-def _build(config: dict[str, Any]) -> nn.Module:
-    from momentfm import MOMENTPipeline
-
-    ours = {"enable_gradient_checkpointing": False, "task_name": "reconstruction"}
-    return MOMENTPipeline({**config, **ours}, model_kwargs={"task_name": "reconstruction"})
+        ours = {"enable_gradient_checkpointing": False, "task_name": "reconstruction"}
+        return MOMENTPipeline({**config, **ours}, model_kwargs={"task_name": "reconstruction"})

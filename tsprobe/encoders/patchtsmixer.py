@@ -46,10 +46,7 @@ class PatchTSMixer(Encoder):
         """From a hub id or a local folder. Raises `EncoderError`."""
         from transformers import PatchTSMixerConfig, PatchTSMixerModel
 
-        folder = hub.find_folder(source, FAMILY)
-        raw = hub.read_config(folder, FAMILY, "patchtsmixer")
-        with hub.building(folder, FAMILY):
-            config = PatchTSMixerConfig.from_dict(raw)
+        folder, raw, config = hub.described(source, FAMILY, "patchtsmixer", PatchTSMixerConfig)
         module = hub.load_pretrained(PatchTSMixerModel, config, folder, FAMILY, unused=("head.",))
         return cls(source, module, objective_of(raw, "PatchTSMixerFor"))
 

@@ -47,10 +47,7 @@ class PatchTST(Encoder):
         """From a hub id or a local folder. Raises `EncoderError`."""
         from transformers import PatchTSTConfig, PatchTSTModel
 
-        folder = hub.find_folder(source, FAMILY)
-        raw = hub.read_config(folder, FAMILY, "patchtst")
-        with hub.building(folder, FAMILY):
-            config = PatchTSTConfig.from_dict(raw)
+        folder, raw, config = hub.described(source, FAMILY, "patchtst", PatchTSTConfig)
         config.do_mask_input = False  # else a pretrained checkpoint masks half of the patches at random
         if config.share_embedding and not config.channel_attention:
             config.num_input_channels = 1

@@ -47,12 +47,7 @@ class Sundial(Encoder):
         from sktime.libs.sundial.configuration_sundial import SundialConfig
         from sktime.libs.sundial.modeling_sundial import SundialForPrediction
 
-        folder = hub.find_folder(source, FAMILY)
-        raw = hub.read_config(folder, FAMILY, "sundial")
-        with hub.building(folder, FAMILY):
-            # not from_pretrained: it leaves the tables of rotary positions, which no checkpoint holds, uninitialised
-            module = SundialForPrediction(SundialConfig.from_dict(raw))
-        return cls(source, hub.load_state(module, folder, FAMILY))
+        return cls(source, hub.load_vendored(SundialForPrediction, source, FAMILY, "sundial", SundialConfig))
 
     def __init__(self, source: str, module: Any) -> None:
         official = source.startswith("thuml/sundial-")

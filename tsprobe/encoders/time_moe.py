@@ -45,12 +45,7 @@ class TimeMoE(Encoder):
         from sktime.libs.timemoe.timemoe import TimeMoeForPrediction
         from sktime.libs.timemoe.timemoe_config import TimeMoeConfig
 
-        folder = hub.find_folder(source, FAMILY)
-        raw = hub.read_config(folder, FAMILY, "time_moe")
-        with hub.building(folder, FAMILY):
-            # not from_pretrained: it leaves the tables of rotary positions, which no checkpoint holds, uninitialised
-            module = TimeMoeForPrediction(TimeMoeConfig.from_dict(raw))
-        return cls(source, hub.load_state(module, folder, FAMILY))
+        return cls(source, hub.load_vendored(TimeMoeForPrediction, source, FAMILY, "time_moe", TimeMoeConfig))
 
     def __init__(self, source: str, module: Any) -> None:
         official = source.startswith("Maple728/TimeMoE")

@@ -53,12 +53,7 @@ class Timer(Encoder):
         from sktime.libs.timer.configuration_timer import TimerConfig
         from sktime.libs.timer.modeling_timer import TimerForPrediction
 
-        folder = hub.find_folder(source, FAMILY)
-        raw = hub.read_config(folder, FAMILY, "timer")
-        with hub.building(folder, FAMILY):
-            # not from_pretrained: it leaves the tables of rotary positions, which no checkpoint holds, uninitialised
-            module = TimerForPrediction(TimerConfig.from_dict(raw))
-        return cls(source, hub.load_state(module, folder, FAMILY))
+        return cls(source, hub.load_vendored(TimerForPrediction, source, FAMILY, "timer", TimerConfig))
 
     def __init__(self, source: str, module: Any) -> None:
         official = source.startswith("thuml/timer-")

@@ -88,10 +88,7 @@ class TimesFM20(TimesFM):
         """From a hub id or a local folder in the format of transformers. Raises `EncoderError`."""
         from transformers import TimesFmConfig, TimesFmModel
 
-        folder = hub.find_folder(source, cls.family)
-        raw = hub.read_config(folder, cls.family, "timesfm")
-        with hub.building(folder, cls.family):
-            config = TimesFmConfig.from_dict(raw)
+        folder, _, config = hub.described(source, cls.family, "timesfm", TimesFmConfig)
         module = hub.load_pretrained(TimesFmModel, config, folder, cls.family, unused=("horizon_ff_layer.",))
         return cls(source, module)
 
@@ -123,10 +120,7 @@ class TimesFM25(TimesFM):
         """From a hub id or a local folder in the format of transformers. Raises `EncoderError`."""
         from transformers import TimesFm2_5Config, TimesFm2_5Model
 
-        folder = hub.find_folder(source, cls.family)
-        raw = hub.read_config(folder, cls.family, "timesfm2_5")
-        with hub.building(folder, cls.family):
-            config = TimesFm2_5Config.from_dict(raw)
+        folder, _, config = hub.described(source, cls.family, "timesfm2_5", TimesFm2_5Config)
         heads = ("output_projection_point.", "output_projection_quantiles.")
         names = {".ff0.": ".fc1.", ".ff1.": ".fc2."}
         return cls(

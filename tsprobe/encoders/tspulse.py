@@ -50,10 +50,7 @@ class TSPulse(Encoder):
         """From a hub id or a local folder. Raises `EncoderError`."""
         from tsfm_public.models.tspulse import TSPulseConfig, TSPulseForReconstruction
 
-        folder = hub.find_folder(source, FAMILY)
-        raw = hub.read_config(folder, FAMILY, "tspulse")
-        with hub.building(folder, FAMILY):
-            config = TSPulseConfig.from_dict(raw)
+        folder, _, config = hub.described(source, FAMILY, "tspulse", TSPulseConfig)
         _refuse(config, source)
         config.mask_type, config.fft_mask_ratio, config.batch_aware_masking = "user", None, False
         return cls(source, hub.load_pretrained(TSPulseForReconstruction, config, folder, FAMILY))

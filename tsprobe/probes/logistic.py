@@ -2,8 +2,8 @@
 
 For each fit the objective is scikit-learn's, with the strength C: the sum of the log losses of the training rows
 plus ||W||^2 / 2C, intercepts free. Two classes are one sigmoid, as they are there. All groups and folds are minimised
-together (`newton`), from the strongest penalty to the weakest. Minima lie on a path, so that the last two point to
-the next. Where there are more features than rows, each fit works in the space that the rows span.
+together (`newton`), from the strongest penalty to the weakest. Where there are more features than rows, each fit works
+in the space that the rows span.
 """
 
 from __future__ import annotations
@@ -59,24 +59,14 @@ def fit_predict(
     if classes and not softmax:
         y, intercepts = y[1:], (intercepts[:, 1:] - intercepts[:, :1])
 
+    penalties = [1 / grid[a] for a in ascending]
+
     def path(fits: newton.Fits, intercepts: Tensor, test: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Logits `[g, A, F, K, N]`, those of the test rows by the last fit `[g, A, M, K]`, and gradient norms `[g]`."""
-        axes = newton.Axes.of(fits.single.x)
-        w = fits.x.new_zeros(len(fits.x), len(intercepts), len(y), fits.x.shape[2])  # [g, F, K, E]
-        w[..., -1] = intercepts
-        z = fits.logits(w)
-        reference = fits.reference(z)
-        minima: list[tuple[Tensor, Tensor]] = []
-        logits, tested, norms = [], [], []
-        for c in (grid[a] for a in ascending):
-            if len(minima) > 1:
-                w, z = newton.extrapolate(fits, minima, 1 / c)
-            w, z, norm = newton.minimise(fits, axes, w, z, 1 / c, reference)
-            minima = [*minima[-1:], (w, z)]
-            logits.append(z)
-            tested.append((test * fits.scale[:, -1]) @ w[:, -1].mT)
-            norms.append(norm.amax(1))
-        return torch.stack(logits, 1)[:, back], torch.stack(tested, 1)[:, back], torch.stack(norms).amax(0)
+        test = test * fits.scale[:, -1]
+        found = [(z, test @ w[:, -1].mT, norm.amax(1)) for w, z, norm in newton.follow(fits, intercepts, penalties)]
+        logits, tested, norms = (torch.stack(part, 1) for part in zip(*found, strict=True))
+        return logits[:, back], tested[:, back], norms.amax(1)
 
     def solve(x: Tensor, x_test: Tensor) -> base.Solved:
         standardise, scale = _standardisers(x, rows)

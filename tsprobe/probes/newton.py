@@ -13,6 +13,7 @@ inverse of the Hessian itself in the leading principal axes, class by class.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -198,6 +199,27 @@ def minimise(
         w[groups] += length * step
         z[groups] += length * change
     return w, z, relative
+
+
+def follow(
+    fits: Fits, intercepts: Float[Tensor, "F K"], penalties: Sequence[float]
+) -> Iterator[tuple[Float[Tensor, "G F K E"], Float[Tensor, "G F K N"], Float[Tensor, "G F"]]]:
+    """What `minimise` gives at each penalty, from the strongest on; the fits begin with their intercepts alone.
+
+    Minima lie on a path, so that the last two point to the next.
+    """
+    axes = Axes.of(fits.single.x)
+    w = fits.x.new_zeros(len(fits.x), *intercepts.shape, fits.x.shape[2])
+    w[..., -1] = intercepts
+    z = fits.logits(w)
+    reference = fits.reference(z)
+    path: list[tuple[Tensor, Tensor]] = []
+    for penalty in penalties:
+        if len(path) > 1:
+            w, z = extrapolate(fits, path, penalty)
+        w, z, norm = minimise(fits, axes, w, z, penalty, reference)
+        path = [*path[-1:], (w, z)]
+        yield w, z, norm
 
 
 def extrapolate(

@@ -164,14 +164,17 @@ class Pair:
             pooling, probe, seed, spec.folds, "kept" if self.passes is None else "statistics",
         )  # fmt: skip
 
+    def _folds(self, seed: int) -> np.ndarray:
+        """The fold of each training row: that of its series."""
+        return self.task.folds(self.spec.folds, seed)[self.task.rows("train").series]
+
     @cached_property
     def passes(self) -> streamed.Passes | None:
         """How to do without kept features; None where they are kept, as a baseline's always are."""
         spec = self.spec
         if isinstance(self.encoder, Baseline) or spec.features == "kept" or set(spec.probes) != {"ridge"}:
             return None
-        series = self.task.rows("train").series
-        folds = {seed: self.task.folds(spec.folds, seed)[series] for seed in spec.seeds}
+        folds = {seed: self._folds(seed) for seed in spec.seeds}
         readings = {split: self.reading(split) for split in ("train", "test")}
         passes = streamed.Passes(self.encoder, self.task, readings, self.poolings, self.layers, folds)
         return passes if spec.features == "statistics" or streamed.pays(passes) else None
@@ -195,7 +198,7 @@ class Pair:
             return self._guessed(*self.task.guess)
         train = self.features[0]
         begin = time.perf_counter()
-        folds = torch.from_numpy(self.task.folds(self.spec.folds, seed)[self.task.rows("train").series])
+        folds = torch.from_numpy(self._folds(seed))
         rows: dict[str, dict[str, Any]] = {}
         for (layers, x), (_, x_test) in self._stacks(pooling):  # layers of equal width share one solve
             rows |= self._solve(probe, pooling, layers, torch.from_numpy(x), torch.from_numpy(x_test), folds)
