@@ -94,7 +94,8 @@ def fit_predict(
     (_, n, d), m, k = x.shape, x_test.shape[1], len(y)
     width = min(n, d)
     group_bytes = 8 * (10 * len(rows) * k * (n + width) + 4 * (n + m) * d + 3 * len(grid) * (n + m) * target.width)
-    cached = max(1, _CACHE // (n * width)) * group_bytes if x.device.type == "cpu" else None
+    slowest = 1 if classes else k  # labels are fits of their own, and a chunk waits for the slowest of its fits
+    cached = max(1, _CACHE // (n * width * slowest)) * group_bytes if x.device.type == "cpu" else None
     return base.readout(problem, metric, grid, solve, group_bytes=group_bytes, strongest_last=False, chunk_bytes=cached)
 
 

@@ -249,8 +249,8 @@ def Classification(
     Raises `DataError`: lengths or channels do not match, a label is missing, fewer than two classes in training, a test
     label that training does not have.
     """
-    x_train, raw_train = _split(name, train, "train")
-    x_test, raw_test = _split(name, test, "test")
+    x_train, raw_train = series_and(name, train, "train")
+    x_test, raw_test = series_and(name, test, "test")
     values, y_train = _classes(name, _label_vector(name, raw_train, "training"))
     index = {value: i for i, value in enumerate(values)}
     test_values = _label_vector(name, raw_test, "test").tolist()
@@ -323,7 +323,8 @@ def _vector_task(
     rest: tuple[Any, bool, str],
 ) -> Task:
     """The common part of tasks with float targets `[N, K]`."""
-    (x_train, raw_train), (x_test, raw_test) = _split(name, splits[0], "train"), _split(name, splits[1], "test")
+    x_train, raw_train = series_and(name, splits[0], "train")
+    x_test, raw_test = series_and(name, splits[1], "test")
     y_train, y_test = _targets(name, raw_train, "training"), _targets(name, raw_test, "test")
     if y_train.shape[1] != y_test.shape[1] or y_train.shape[1] == 0:
         raise DataError(f"task {name!r}: {y_train.shape[1]} training targets a row and {y_test.shape[1]} test targets")
@@ -339,9 +340,10 @@ def _vector_task(
     )
 
 
-def _split(name: str, pair: Any, split: str) -> tuple[Panel, Any]:
+def series_and(name: str, pair: Any, split: str, what: str = "targets") -> tuple[Panel, Any]:
+    """The panel in a pair (series, what is asked of them), and the rest. Raises `DataError` for anything else."""
     if not isinstance(pair, (tuple, list)) or len(pair) != 2:
-        raise DataError(f"task {name!r}: {split}= must be a pair (series, targets)")
+        raise DataError(f"task {name!r}: {split}= must be a pair (series, {what})")
     try:
         return as_panel(pair[0]), pair[1]
     except DataError as error:

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from tsprobe.data.panel import Panel, as_panel
+from tsprobe.data.panel import Panel
 from tsprobe.errors import DataError, SpecError
-from tsprobe.tasks.base import Kind, Task
+from tsprobe.tasks.base import Kind, Task, series_and
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Int64
@@ -116,13 +116,8 @@ def _spread(known: Bool[np.ndarray, " S"], m: int) -> tuple[Int64[np.ndarray, " 
 
 def _aligned(name: str, split: str, pair: Any) -> tuple[Panel, list[np.ndarray]]:
     """A panel and the labels of its series, each an array whose first axis is as long as the series."""
-    if not isinstance(pair, (tuple, list)) or len(pair) != 2:
-        raise DataError(f"task {name!r}: {split}= must be a pair (series, labels of their steps)")
-    try:
-        panel = as_panel(pair[0])
-    except DataError as error:
-        raise DataError(f"task {name!r}, {split}: {error}") from error
-    raw = pair[1].detach().cpu().numpy() if hasattr(pair[1], "detach") else pair[1]
+    panel, raw = series_and(name, pair, split, "labels of their steps")
+    raw = raw.detach().cpu().numpy() if hasattr(raw, "detach") else raw
     if len(raw) != panel.n:
         raise DataError(
             f"task {name!r}: {panel.n} {split} series but labels of {len(raw)}; give one row of labels each"

@@ -27,12 +27,12 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from tsprobe.data.panel import Panel, as_panel
+from tsprobe.data.panel import Panel
 from tsprobe.data.questions import PAIRED, Asking, ask, locate
 from tsprobe.data.text import Asked, Question, normal
 from tsprobe.errors import DataError, UnknownNameError
 from tsprobe.tasks import options
-from tsprobe.tasks.base import Kind, Task, TaskInfo
+from tsprobe.tasks.base import Kind, Task, TaskInfo, series_and
 
 METRICS: dict[str, str] = {"choice": "accuracy", "answer": "exact_match", "grounding": "interval_iou"}
 LICENCE = "none needed (generated)"
@@ -167,13 +167,8 @@ def _read_question(
 
 
 def _split(name: str, split: str, pair: Any) -> tuple[Panel, tuple[Question, ...]]:
-    if not isinstance(pair, (tuple, list)) or len(pair) != 2:
-        raise DataError(f"task {name!r}: {split} must be a pair (series, questions)")
-    try:
-        panel = as_panel(pair[0])
-    except DataError as error:
-        raise DataError(f"task {name!r}, {split}: {error}") from error
-    questions = tuple(pair[1])
+    panel, raw = series_and(name, pair, "train" if split == "training" else split, "questions")
+    questions = tuple(raw)
     if len(questions) != panel.n:
         raise DataError(f"task {name!r}: {panel.n} {split} series but {len(questions)} questions; give one each")
     other = next((q for q in questions if not isinstance(q, Question)), None)
