@@ -52,6 +52,11 @@ PROBES: dict[str, Entry] = {
         "labels of the most similar training tokens, weighted by their similarity; nothing is trained",
         ("classification",),
     ),
+    "attentive": Entry(
+        "tsprobe.probes.attentive:fit_predict",
+        "cross-attention over the segments of a series or the steps of a dense task, with a linear readout",
+        (*_LABELS, "regression"),
+    ),
     "quantile": Entry(
         "tsprobe.probes.quantile:fit_predict",
         "linear head for the quantiles 0.1 to 0.9 of each step: median regression, and quantiles of its residuals",
@@ -60,7 +65,7 @@ PROBES: dict[str, Entry] = {
     "language": Entry(
         "tsprobe.probes.language:fit_predict",
         "answers in words of a small causal language model that reads the features through a projector of two layers",
-        ("choice", "answer", "grounding"),
+        ("choice", "answer", "grounding", "caption"),
         "tsprobe.probes.pretrained:with_decoder",
     ),
 }

@@ -28,6 +28,18 @@ _NOISE = 1e-6  # a column whose deviation is below this share of its size is flo
 
 
 @dataclass(frozen=True)
+class Steps:
+    """Which steps the rows of a dense task are: pairs of the training rows `[N]` and of the test rows `[M]`.
+
+    `series` are the numbers of the series, `time` the steps within them. `causal` says that nothing later may be read.
+    """
+
+    series: tuple[Tensor, Tensor]
+    time: tuple[Tensor, Tensor]
+    causal: bool = False
+
+
+@dataclass(frozen=True)
 class Target:
     """What a probe learns.
 
@@ -38,13 +50,14 @@ class Target:
     encoder, which brings its input to one size, took for 1.
     """
 
-    kind: Literal["classification", "multilabel", "regression", "forecast", "choice", "answer", "grounding"]
+    kind: Literal["classification", "multilabel", "regression", "forecast", "choice", "answer", "grounding", "caption"]
     y: Tensor
     n_classes: int | None = None
     units: tuple[Tensor, Tensor] | None = None
     series: Tensor | None = None  # [N], of a dense task: whose steps the rows are
     asked: Asked | None = None  # of a language task: its questions
-    tokens: int = 1  # P, of a language task: features are those of P tokens side by side
+    tokens: int = 1  # P, of whole series: features are those of P tokens side by side
+    steps: Steps | None = None  # of a dense task
 
     @property
     def width(self) -> int:

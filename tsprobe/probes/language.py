@@ -14,8 +14,8 @@ group at a time, so that no group depends on which others there are. One fold of
 Strengths are the steps at which training may stop: a group keeps the weights of the step at which it answers the
 held-out questions best, and its inner score is that one.
 
-Answers are given by the likelihood of the choices of a question; short answers and spans word by word, the most likely
-one at a time.
+Answers are given by the likelihood of the choices of a question; short answers, spans and captions word by word, the
+most likely one at a time.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tsprobe.data.text import Asked, Question, Vocabulary, normal, read_span
+from tsprobe.data.text import Asked, Question, Vocabulary, normal, numbered, read_span
 from tsprobe.errors import DataError, SpecError
 from tsprobe.metrics import Metric
 from tsprobe.probes import base
@@ -83,7 +83,8 @@ def fit_predict(
     decoder: Callable[[torch.device], Decoder] | None = None,
 ) -> base.Readout:
     """Answers of every group: log-likelihoods of the choices `[G, M, C]`; the number of the answer among the texts of
-    the task, -1 for any other, `[G, M, 1]`; or the borders of a span, `[G, M, 2]`. `decoder` gives another decoder.
+    the task, -1 for any other, `[G, M, 1]`; the borders of a span, `[G, M, 2]`; or the words of a caption by number,
+    and then zeros, `[G, M, K]`. `decoder` gives another decoder.
 
     Raises DataError for features or questions that cannot be used, SpecError for targets that are no questions, an
     unfitting metric, or steps that are no whole numbers.
@@ -141,11 +142,11 @@ def _standardised(x: Tensor, x_test: Tensor, rows: Bool[Tensor, " N"], tokens: i
 
 
 def _tiny(asked: Asked, target: base.Target, groups: int, generator: torch.Generator) -> TinyDecoder:
-    texts = [text for q in asked.train for text in (q.question, q.answer_text, *(q.choices or ()))]
+    texts = [text for q in asked.train for text in (q.question, *q.answer_texts, *(q.choices or ()))]
     vocabulary = Vocabulary(texts)
     every = [*asked.train, *asked.test]
     longest = max(len(vocabulary.prompt(q.question)) for q in every)
-    answers = [text for q in every for text in (*(q.choices or ()), q.answer_text)]
+    answers = [text for q in every for text in (*(q.choices or ()), *q.answer_texts)]
     return TinyDecoder(
         groups, vocabulary, target.tokens + longest + max(map(len, map(vocabulary.answer, answers))), generator
     )
@@ -231,16 +232,23 @@ class Reader:
         stops: Sequence[int],
         generator: torch.Generator,
     ) -> Iterator[int]:
-        """Learn from questions with their answers, and give the number of steps taken at each of `stops`."""
-        texts = Texts.of(self.decoder, [(q.question, q.answer_text) for q in questions])
+        """Learn from questions with their answers, and give the number of steps taken at each of `stops`.
+
+        Of a caption the references are learnt in turn, one a pass over the questions.
+        """
+        texts = Texts.of(self.decoder, [(q.question, text) for q in questions for text in q.answer_texts])
+        count = torch.tensor([len(q.answer_texts) for q in questions])
+        first = count.cumsum(0) - count
         weights = list(self.weights.values())
         optimiser = torch.optim.AdamW(weights, lr=_RATE, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
         slower = torch.optim.lr_scheduler.LambdaLR(
             optimiser, lambda s: min(1.0, (s + 1) / _WARM) * (1 - 0.9 * s / stops[-1])
         )
-        rows = _batches(z.shape[1], min(self.decoder.batch, z.shape[1]), generator)
+        size = min(self.decoder.batch, len(questions))
+        rows = _batches(len(questions), size, generator)
         for step, batch in zip(range(1, stops[-1] + 1), rows, strict=False):
-            part = texts.take(batch)
+            passes = (step - 1) // (len(questions) // size)
+            part = texts.take(first[batch] + (batch + passes) % count[batch])
             loss = -self._likelihood(z[:, batch.to(z.device)], part).sum(1) / int(part.answer.sum())
             optimiser.zero_grad()
             loss.sum().backward()
@@ -298,16 +306,28 @@ def _answering(reader: Reader, target: base.Target, asked: Asked) -> Callable[[T
     if target.kind == "choice":
         width = max(len(q.choices or ()) for q in (*asked.train, *asked.test))
         return lambda z, questions: reader.choose(z, questions, width)
-    longest = max(len(reader.decoder.answer(q.answer_text)) for q in asked.train)
+    longest = max(len(reader.decoder.answer(text)) for q in asked.train for text in q.answer_texts)
     if target.kind == "grounding":
         return lambda z, questions: torch.tensor(
             [[read_span(text) for text in said] for said in reader.answer(z, questions, longest)], dtype=torch.float64
+        )
+    if target.kind == "caption":
+        known = {word: i for i, word in enumerate(asked.answers, 1)}
+        words = max(len(normal(text).split()) for q in asked.train for text in q.answer_texts)
+        return lambda z, questions: torch.tensor(
+            [[_filled(numbered(text, known), words) for text in said] for said in reader.answer(z, questions, longest)],
+            dtype=torch.float64,
         )
     number = {text: i for i, text in enumerate(asked.answers)}
     return lambda z, questions: torch.tensor(
         [[[number.get(normal(text), -1)] for text in said] for said in reader.answer(z, questions, longest)],
         dtype=torch.float64,
     )
+
+
+def _filled(numbers: list[int], width: int) -> list[int]:
+    """Cut, or filled up with zeros."""
+    return numbers[:width] + [0] * (width - len(numbers))
 
 
 def _batches(n: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:

@@ -59,7 +59,8 @@ class PretrainedDecoder:
         return self._ids(f"Question: {question}\nAnswer:")
 
     def answer(self, text: str) -> list[int]:
-        return [*self._ids(f" {text.strip()}"), self.end] if normal(text) else []
+        ids = self._ids(f" {text.strip()}") if normal(text) else []
+        return [*ids, self.end] if ids else []
 
     def text(self, numbers: Sequence[int]) -> str:
         said = list(numbers)

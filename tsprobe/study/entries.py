@@ -39,9 +39,9 @@ def plan_entries(spec: StudySpec, given: dict[str, Encoder]) -> list[Entry]:
         encoder = EncoderSpec(source=source) if isinstance(source, str) else source
         name = encoder.name or encoder.source
         make = _maker(encoder, given.get(name))
-        make()
-        entries.append(Entry(name, "baseline" if name.startswith("baseline/") else "studied", make))
-        if "untrained" in spec.controls and not name.startswith("baseline/") and not name.endswith(UNTRAINED):
+        trained = make().facts.objective != "none"  # what has no weights is a baseline, and its own untrained copy
+        entries.append(Entry(name, "studied" if trained else "baseline", make))
+        if "untrained" in spec.controls and trained and not name.endswith(UNTRAINED):
             entries.append(Entry(name + UNTRAINED, "untrained", _untrained(make)))
     for control in spec.controls:
         if control != "untrained":

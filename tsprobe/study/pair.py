@@ -24,7 +24,7 @@ from tsprobe.encoders.baselines import LAYER, Baseline, Chance, windows
 from tsprobe.files import replace_text, safe_name
 from tsprobe.metrics import get_metric
 from tsprobe.pooling import Slots
-from tsprobe.probes import get_probe, probes_for
+from tsprobe.probes import base, get_probe, probes_for
 from tsprobe.probes.base import Target
 from tsprobe.study import streamed
 from tsprobe.study.cells import Cell, CellKey, cell_path
@@ -55,13 +55,20 @@ class Pair:
         steps = Steps(at, self.task.causal)
         return Reading((steps.pooling,), spec.channels, spec.missing, spec.rows, steps)
 
+    @property
+    def final(self) -> str:
+        """The layer that every other is compared with."""
+        if self.task.dense and isinstance(self.encoder, Encoder):
+            return self.encoder.final_of_steps
+        return self.encoder.final
+
     @cached_property
     def layers(self) -> tuple[str, ...] | None:
         """The layers that the spec names, and always the final one, which every other is compared with.
 
         A dense task has no use for layers with one token a series. Raises `EncoderError` where the final one is such.
         """
-        named, final = self.spec.layers, self.encoder.final
+        named, final = self.spec.layers, self.final
         layers = named if named is None or final in named else (*named, final)
         if not self.task.dense or isinstance(self.encoder, Baseline) or hasattr(self.encoder, "stream"):
             return layers
@@ -81,6 +88,11 @@ class Pair:
             return ("mean",)
         segments = tuple(name for name in self.spec.poolings if name.startswith("segments"))
         return segments if segments and self.task.asked is not None else self.spec.poolings
+
+    def _given(self, probe: str) -> tuple[str, ...]:
+        """The poolings that a probe is given. The attentive one reads tokens, as a language model does."""
+        segments = tuple(name for name in self.poolings if name.startswith("segments"))
+        return segments if segments and probe == "attentive" else self.poolings
 
     @cached_property
     def features(self) -> tuple[Features, Features]:
@@ -142,7 +154,7 @@ class Pair:
     def cells(self) -> Iterator[tuple[str, str, int, Cell]]:
         """All cells with their pooling, probe and seed: those on disk as they are, the others computed and saved."""
         probes = [name for name in self.spec.probes if self.task.kind in probes_for(name)]
-        todo = [(p, q, s) for p in self.poolings for q in probes for s in self.spec.seeds]
+        todo = [(p, q, s) for p in self.poolings for q in probes if p in self._given(q) for s in self.spec.seeds]
         with self.stage(f"{self.encoder.name} on {self.task.name}", len(todo)) as advance:
             for pooling, probe, seed in todo:
                 key = self._key(pooling, probe, seed)
@@ -208,9 +220,10 @@ class Pair:
     def _guessed(self, train: np.ndarray, test: np.ndarray) -> Cell:
         """The cell of a guess that needs no readout, predictions `[N, K]` of the training and of the test rows."""
         metric, prediction, none = get_metric(self.task.metric), test.astype(np.float32), np.full(1, np.nan)
+        parts = (self.task.rows("train"), train), (self.task.rows("test"), prediction)
         inner, score = (
-            metric(torch.from_numpy(y), torch.from_numpy(p)[None]).numpy()
-            for y, p in ((self.task.y_train, train), (self.task.y_test, prediction))
+            metric(torch.from_numpy(r.y), torch.from_numpy(p)[None], series=torch.from_numpy(r.series)).numpy()
+            for r, p in parts
         )
         return Cell((LAYER,), inner, none, score, prediction[None], none, seconds=0.0)
 
@@ -250,7 +263,8 @@ class Pair:
         rows, test_rows = task.rows("train"), task.rows("test")
         steps, test_steps = (torch.from_numpy(r.series) if task.dense else None for r in (rows, test_rows))
         tokens = 1 if task.dense else Slots.parse((pooling,)).segments or 1
-        target = Target(task.kind, torch.from_numpy(rows.y), task.n_classes, units, steps, task.asked, tokens)
+        asked_at = self._asked_at if task.dense else None
+        target = Target(task.kind, torch.from_numpy(rows.y), task.n_classes, units, steps, task.asked, tokens, asked_at)
         readout = get_probe(probe)(x.to(device), target, x_test.to(device), folds, metric)
         chosen = readout.chosen.cpu()
         inner = readout.inner.cpu().gather(1, chosen[:, None])[:, 0]
@@ -267,6 +281,15 @@ class Pair:
             }
             for i, layer in enumerate(layers)
         }
+
+    @property
+    def _asked_at(self) -> base.Steps:
+        """Of a dense task, the series and the time of each row."""
+        pairs = [(self.task.rows(split), getattr(self.task, f"steps_{split}")) for split in ("train", "test")]
+        series, times = zip(
+            *((torch.from_numpy(rows.series), torch.from_numpy(at.ravel()[rows.at])) for rows, at in pairs), strict=True
+        )
+        return base.Steps(series, times, self.task.causal)
 
     def details(self) -> dict[str, Any]:
         """`notes` on what was read, and `diagnostics` by pooling, layer and measure. Kept beside the cells."""
@@ -300,7 +323,7 @@ class Pair:
             for layer in train.layers:
                 matrix = train.matrix(layer, name)
                 x[layer] = torch.from_numpy((matrix if rows is None else rows.take(matrix[None])[0])[some])
-            values[pooling] = {layer: measure(value, x[self.encoder.final]) for layer, value in x.items()}
+            values[pooling] = {layer: measure(value, x[self.final]) for layer, value in x.items()}
         return values
 
 

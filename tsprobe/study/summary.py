@@ -43,9 +43,11 @@ class Grid:
         return cls(next(iter(grid.values())).layers, poolings, probes, seeds, grid)
 
     def values(self, name: str) -> np.ndarray:
-        """`[L, P, probes, seeds]` of one of `MEASURED`."""
+        """`[L, P, probes, seeds]` of one of `MEASURED`; NaN where a probe is not given a pooling."""
+        none = np.full(len(self.layers), np.nan)
         per_cell = [
-            [[getattr(self.cells[p, q, s], name) for s in self.seeds] for q in self.probes] for p in self.poolings
+            [[getattr(self.cells.get((p, q, s)), name, none) for s in self.seeds] for q in self.probes]
+            for p in self.poolings
         ]
         return np.moveaxis(np.array(per_cell), -1, 0)
 
@@ -63,7 +65,7 @@ def summarise(pair: Pair, cells: Iterable[tuple[str, str, int, Cell]]) -> Summar
     grid = Grid.of(cells)
     data = {name: grid.values(name) for name in MEASURED}
     inner = data["inner"].mean(-1)  # over seeds: [L, P, probes]
-    final = grid.layers.index(pair.encoder.final)
+    final = grid.layers.index(pair.final)
     chosen_at, final_at = choose(inner, final)
     curve_at = [(i, *best_readout(inner[i])) for i in range(len(grid.layers))]
 
@@ -92,7 +94,7 @@ def summarise(pair: Pair, cells: Iterable[tuple[str, str, int, Cell]]) -> Summar
         "task": pair.task.name,
         "family": pair.task.family,
         "metric": pair.task.metric,
-        "final_layer": pair.encoder.final,
+        "final_layer": pair.final,
         "chosen_layer": grid.layers[chosen_at[0]],
         "final_readout": grid.readout(final_at),
         "chosen_readout": grid.readout(chosen_at),
