@@ -160,7 +160,9 @@ def covering(y: Num[Tensor, " N"], p: Float[Tensor, "P N C"]) -> Float[Tensor, "
 def change_f1(y: Num[Tensor, " N"], p: Float[Tensor, "P N C"]) -> Float[Tensor, " P"]:
     """F1 of the steps at which the state changes, each matched with one that is at most `margin` steps off.
 
-    The predicted state is that of `covering`. 1 where nothing changes, neither in truth nor in the prediction.
+    The predicted state is that of `covering`. 1 where nothing changes, neither in truth nor in the prediction. It is
+    the boundary measure F of DAVIS (Perazzi et al. 2016, §4.2) for a sequence, with one difference: a border is matched
+    once, where in an image every pixel of a border counts that lies near the other. With `jaccard` it gives J and F.
     """
     reach = margin(len(y))
     truth = _changes(y[None])[0]

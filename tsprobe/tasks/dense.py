@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from jaxtyping import Bool, Int64
 
 STEPS = 32
+EVERY = 4  # steps between those of a single stream that are asked about
 METRICS: dict[str, str] = {"classification": "macro_f1", "regression": "r2", "multilabel": "auroc"}
 
 

@@ -6,6 +6,12 @@
 | segments, changes | the same, for where one regime ends and another begins | covering, F1 of change points |
 | state, phase | phase, frequency, amplitude and level of a wave; its phase alone | R², circular error |
 | anomalies | whether it is part of an anomaly (`tsprobe.data.anomalies`) | VUS-PR |
+| events | how many steps it lies before or after the nearest event, within 16 (`tsprobe.data.events`) | R² |
+| event-kinds | which kind of event is within 16 steps of it, if any is | AUROC |
+| imputation | its value, where that is missing (`tsprobe.tasks.imputation`) | R² |
+
+Steps far from all events have no offset, and are not asked about. An offset is linear in time about each event, which a
+distance to the nearest, or the time since the last, is not.
 
 Streams of real data are named likewise (`tsprobe.tasks.streams`). The name of a generated task may carry settings, as
 in `dense/regimes?n_train=400&steps=64&causal=1`:
@@ -23,12 +29,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
+from tsprobe.data import events
 from tsprobe.data.anomalies import anomalies
 from tsprobe.data.panel import Panel
 from tsprobe.data.states import REGIMES, STATE, States, regimes, waves
 from tsprobe.errors import SpecError, UnknownNameError
-from tsprobe.tasks import options, streams
+from tsprobe.tasks import imputation, options, streams
 from tsprobe.tasks.base import Kind, Task, TaskInfo
 from tsprobe.tasks.dense import STEPS, ask
 
@@ -53,6 +61,7 @@ class _Generated:
     metric: str
     labels: tuple[str, ...]
     fine: bool = False  # borders matter: fewer series, asked about at more steps
+    first: int = 0  # column of the truth
 
     @property
     def settings(self) -> _Settings:
@@ -63,6 +72,9 @@ GENERATED = {
     "anomalies": _Generated(anomalies, "multilabel", "vus_pr", ("anomaly",), fine=True),
     "changes": _Generated(regimes, "classification", "change_f1", REGIMES, fine=True),
     "segments": _Generated(regimes, "classification", "covering", REGIMES, fine=True),
+    "event-kinds": _Generated(events.events, "multilabel", "auroc", events.KINDS, first=1),
+    "events": _Generated(events.events, "regression", "r2", ("offset",)),
+    "imputation": _Generated(waves, "regression", "r2", ("value",)),
     "regimes": _Generated(regimes, "classification", "macro_f1", REGIMES),
     "state": _Generated(waves, "regression", "r2", STATE),
     "phase": _Generated(waves, "regression", "neg_circular_error", STATE[:2]),
@@ -109,9 +121,10 @@ def load_dense(name: str) -> Task:
         how.make(n, length=settings.length, seed=(settings.seed, is_test))
         for is_test, n in enumerate((settings.n_train, settings.n_test))
     ]
-    truths = [list(m.truth if m.truth.ndim == 2 else m.truth[..., : len(how.labels)]) for m in made]
-    panels = [Panel(tuple(m.values)) for m in made]
-    return ask(
-        f"dense/{base}{suffix}", how.kind, how.metric, panels, truths, how.labels,
-        steps=settings.steps, causal=bool(settings.causal), source=SOURCE, licence=LICENCE,
-    )  # fmt: skip
+    panels = Panel(tuple(made[0].values)), Panel(tuple(made[1].values))
+    rest: dict[str, Any] = {"causal": bool(settings.causal), "source": SOURCE, "licence": LICENCE}
+    if base == "imputation":
+        return imputation.with_gaps(f"dense/{base}{suffix}", panels, seed=settings.seed, steps=settings.steps, **rest)
+    columns = slice(how.first, how.first + len(how.labels))
+    truths = [list(m.truth if m.truth.ndim == 2 else m.truth[..., columns]) for m in made]
+    return ask(f"dense/{base}{suffix}", how.kind, how.metric, panels, truths, how.labels, steps=settings.steps, **rest)

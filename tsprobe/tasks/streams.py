@@ -7,8 +7,14 @@ learnt from is made of the rest of the data, and what is scored is as it was pub
 |---|---|---|
 | spliced/NAME | series of the training set of a UCR or UEA classification, joined in random order; a state is a class | the same, of its test set |
 | dense/gunpoint-stream | every fourth step of the UCR test series, joined: some of one class, then some of the other | the stream of the UCR training series that sktime ships, with its change point |
+| dense/electric-stream | the middle of each of the five segments of the stream of electric devices that sktime ships (`tsprobe.tasks.segmented`) | the rest of it, with its change points |
 | dense/mitdb | pieces of the first 4,000 of 7,500 steps of the ECG that sktime ships, with anomalies put in (`tsprobe.data.anomalies`) | the rest, with the arrhythmia that it holds |
 | dense/kdd-tsad | likewise, of the first 1,200 of 7,501 steps of UCR anomaly series 135, which aeon ships | the rest |
+
+No state of a stream comes back after a change that is annotated, so that no label can be carried forward in time, as
+those of the first frames of a film are. For a stream of your own whose states do come back, give `Dense` windows of the
+beginning as training series and those that follow as test series, with `ordered=True`, and take the probe
+`correspondence`.
 
 A single stream is one sample, so that its scores have no interval, and its verdict is "undecided".
 """  # noqa: E501
@@ -22,13 +28,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tsprobe.data.anomalies import inject
+from tsprobe.data.annotated import Segmented, WithAnomaly
 from tsprobe.data.panel import Panel
 from tsprobe.errors import DataError, MissingPackageError, UnknownNameError
 from tsprobe.files import package_folder
 from tsprobe.tasks import archive
+from tsprobe.tasks.anomalous import injected
 from tsprobe.tasks.base import Kind, Task, TaskInfo
-from tsprobe.tasks.dense import STEPS, ask
+from tsprobe.tasks.dense import EVERY, STEPS, ask
+from tsprobe.tasks.segmented import from_middles
 
 if TYPE_CHECKING:
     from jaxtyping import Float64
@@ -38,8 +46,6 @@ Known = list[tuple[np.ndarray, np.ndarray]]  # series [C, S], and the truth of t
 LICENCE = "not declared (package: BSD-3-Clause)"
 PIECES = 4  # series joined to one stream
 _PIECE = 500  # steps of the pieces of an ECG
-_COPIES = 8  # of each piece, each with an anomaly of its own
-_EVERY = 4  # steps between those that are asked about in a stream
 
 
 @dataclass(frozen=True)
@@ -132,42 +138,28 @@ def _gunpoint() -> Task:
         "covering",
         parts,
         task.labels,
-        (96, len(values) // _EVERY),
+        (96, len(values) // EVERY),
         source="shipped in sktime",
         licence=LICENCE,
     )
 
 
-def _anomalous(
-    name: str, values: Float64[np.ndarray, " S"], label: np.ndarray, border: int, piece: int, package: str
-) -> Task:
-    """Learn from pieces before the border, with anomalies put in, and score all that comes after it."""
-    rng = np.random.default_rng(0)
-    train: Known = []
-    groups = []
-    for start in range(0, border - piece + 1, piece):
-        for _ in range(_COPIES):
-            x, where = inject(rng, values[start : start + piece])
-            y = np.zeros((piece, 1))
-            y[where] = 1
-            train.append((x[None].astype(np.float32), y))
-            groups.append(start // piece)
-    test: Known = [(values[None, border:].astype(np.float32), label[border:, None].astype(np.float64))]
-    steps = piece // _EVERY, len(values[border:]) // _EVERY
-    return _ask(
-        name, "multilabel", "vus_pr", [train, test], ("anomaly",), steps,
-        groups=np.array(groups), ordered=True, source=f"shipped in {package}", licence=LICENCE,
-    )  # fmt: skip
+def _electric() -> Task:
+    values = _table("sktime", "segmentation/ElectricDevices.csv", header=0)[:, 1]
+    stream = Segmented(values, (1090, 4436, 5712, 7923), window=10)  # as sktime's loader has them
+    return from_middles("dense/electric-stream", stream, source="shipped in sktime", licence=LICENCE)
 
 
 def _mitdb() -> Task:
     values, label = _table("sktime", "mitdb/mitdb.csv").T
-    return _anomalous("dense/mitdb", values, label, 4000, _PIECE, "sktime")
+    stream = WithAnomaly("mitdb", values[None], label == 1, 4000)
+    return injected("dense/mitdb", [stream], piece=_PIECE, source="shipped in sktime", licence=LICENCE)
 
 
 def _kdd_tsad() -> Task:
     _, values, label = _table("aeon", "KDD-TSAD_135/135_UCR_Anomaly_InternalBleeding16_TEST.csv").T
-    return _anomalous("dense/kdd-tsad", values, label, 1200, 240, "aeon")
+    stream = WithAnomaly("kdd-tsad", values[None], label == 1, 1200)
+    return injected("dense/kdd-tsad", [stream], piece=240, source="shipped in aeon", licence=LICENCE)
 
 
 def _table(package: str, path: str, header: int = 1) -> Float64[np.ndarray, "rows columns"]:
@@ -210,6 +202,7 @@ def _stream(
 STREAMS = dict(
     (
         _stream("gunpoint-stream", _gunpoint, "sktime", "classification", "covering", (11, (263, 1875), 2)),
+        _stream("electric-stream", _electric, "sktime", "classification", "covering", (4, (1440, 11532), 5)),
         _stream("mitdb", _mitdb, "sktime", "multilabel", "vus_pr", (64, (500, 3500), 1)),
         _stream("kdd-tsad", _kdd_tsad, "aeon", "multilabel", "vus_pr", (40, (240, 6301), 1)),
     )
