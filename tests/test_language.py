@@ -240,7 +240,7 @@ def test_what_the_probe_refuses():
     data.target = replace(data.target, asked=Asked(data.task.questions_train[:9], data.task.asked.test))
     with pytest.raises(DataError, match="9 and 80 questions for 120 and 80 rows"):
         data.fit()
-    assert probes_for("language") == ("choice", "answer", "grounding")
+    assert probes_for("language") == ("choice", "answer", "grounding", "caption")
 
 
 def make_llama(folder) -> float:
@@ -305,6 +305,14 @@ def test_logits_of_a_pretrained_model_are_its_own(llama):
     found = decoder.logits(decoder.embed(ids[None]), at)[0]
     torch.testing.assert_close(found, own.gather(1, at[..., None].expand(-1, -1, own.shape[-1])))
     assert normal(decoder.text(decoder.answer("deep red"))) == "deep red"
+
+
+def test_an_answer_that_the_tokenizer_drops_is_named(llama):
+    decoder = get_probe(f"language:{llama}").keywords["decoder"](torch.device("cpu"))
+    decoder._tokenizer = lambda text, **_: {"input_ids": [5] * text.isascii()}
+    assert decoder.answer("red") == [5, decoder.end]
+    with pytest.raises(DataError, match="the answer '赤' has no words for the decoder"):
+        language.Texts.of(decoder, [("which?", "red"), ("which?", "赤")])
 
 
 def test_decoders_that_there_are_not_are_named_before_anything_runs(tmp_path):

@@ -71,11 +71,9 @@ def test_generated_questions_are_balanced_and_their_series_repeat():
 
 def test_generated_answers_are_true_of_the_series():
     rng = np.random.default_rng(0)
-    draw = made._Draw(512, rng)
+    draw = made.Draw(512, rng)
+    still = made.Parts(noise=0.0)
     for answer in range(4):
-        x = made._about_highest(draw, answer)
-        assert x.argmax() // 128 == answer
-        still = made.Parts(noise=0.0)
         rise = np.diff(draw.values(replace(still, trend=answer)))
         change = {0: (1, 1), 1: (-1, -1), 2: (1, -1), 3: (-1, 1)}[answer]
         assert tuple(np.sign(rise[[0, -1]])) == change
@@ -94,6 +92,30 @@ def test_generated_answers_are_true_of_the_series():
     assert np.corrcoef(x[:-64], y[64:])[0, 1] > 0.8 > 0.6 > abs(np.corrcoef(x, y)[0, 1])
     x, y = made._moves(draw, 1)
     assert np.corrcoef(x, y)[0, 1] < -0.8
+
+
+def test_seasons_change_in_size_and_pace_and_have_the_shape_that_is_said(monkeypatch):
+    monkeypatch.setattr(made.Draw, "values", lambda draw, parts, cells=None: np.zeros(draw.length))  # the season alone
+    draw = made.Draw(512, np.random.default_rng(0))
+    for _ in range(5):
+        for answer, said in enumerate(made.SIZES):
+            wave = made._about_size(draw, answer)
+            first, middle, last = (wave[a : a + 64].std() for a in (0, 224, 448))
+            there = (first < middle < last, first > middle > last, middle > 1.3 * first > last, middle < first / 1.3)
+            assert there[answer] if answer < 4 else max(first, middle, last) < 1.1 * min(first, middle, last), said
+        for answer, said in enumerate(made.PACES):
+            sign = np.sign(made._about_pace(draw, answer))
+            first, last = ((np.diff(part) != 0).sum() for part in (sign[:200], sign[-200:]))
+            if answer == 3:
+                assert first > last == 0, said
+            else:
+                assert (last - first > 1, first - last > 1, abs(last - first) <= 1)[answer], said
+        for answer, said in enumerate(made.SHAPES):
+            wave = made._about_shape(draw, answer)
+            step = np.diff(wave)
+            up, down, still = ((step > 1e-9).mean(), (step < -1e-9).mean(), (np.abs(step) <= 1e-9).mean())
+            assert (0.4 < up < 0.6 and still < 0.1, still > 0.8, up > 0.8, down > 0.8)[answer], said
+            assert 0.4 < wave.std() < 1.0  # of one strength
 
 
 def test_generated_spans_are_where_the_series_is_unlike():
@@ -120,7 +142,10 @@ MISTAKES = {
     "choices alike": ([Question("which?", "red", ("red", "Red."))] * 3, "give two or more that differ"),
     "span outside": ([Question("where?", (60, 80))] * 3, r"has the span \(60, 80\) in a series of 64 steps"),
     "span of three": ([Question("where?", (6, 8, 9))] * 3, "give a text or a pair of steps"),
-    "span of text": ([Question("where?", ("6", "8"))] * 3, "give whole steps"),
+    "span of text": ([Question("where?", ("6", 8))] * 3, "give whole steps"),
+    "empty caption": ([Question("what?", ("red", "!"))] * 3, "question 0 has the answer '!', which has no word"),
+    "no caption": ([Question("what?", ())] * 3, "give a text or a pair of steps"),
+    "caption of choices": ([Question("what?", ("red", "blue"), ("red", "blue"))] * 3, "or no choices for a caption"),
     "kinds mixed": ([Question("where?", (6, 8)), *GOOD[1][:2]], "kinds choice, grounding; make one task of each"),
     "too few": ([], "3 training series but 0 questions"),
     "no question": (["which?"] * 3, r"a str is no question; give Question\(question, answer\)"),

@@ -279,6 +279,16 @@ def _of_quantiles(function: Callable[..., Tensor]) -> Callable[[Tensor, Tensor, 
     return metric
 
 
+def _of_captions(y: Tensor, prediction: Tensor, weights: Tensor | None = None) -> Tensor:
+    """CIDEr of captions `[..., N, W]`, rows of numbers of words, of references `y [N, K]`."""
+    if y.ndim != 2 or len(y) == 0 or not bool((y[:, :1] > 0).all()):
+        raise DataError(f"targets of shape {list(y.shape)} where references [N, K] by numbers of words are due")
+    if prediction.ndim < 2 or prediction.shape[-2] != len(y) or prediction.isnan().any():
+        raise DataError(f"captions of shape {list(prediction.shape)} where numbers of words [..., {len(y)}, W] are due")
+    p = prediction.reshape(-1, *prediction.shape[-2:])
+    return _shape(language.cider(y, p, _counts(weights, len(y), y.device)), prediction, weights)
+
+
 METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
@@ -310,6 +320,7 @@ METRICS: dict[str, Metric] = {
         Metric(
             "interval_iou", _checked(language.interval_iou, classes=False), ("grounding",), "that of one span for all"
         ),
+        Metric("cider", _of_captions, ("caption",), "that of one caption for all"),
         Metric("neg_mase", _of_quantiles(forecast.neg_mase), ("forecast",), "that of the seasonal naive forecast"),
         Metric("neg_sql", _of_quantiles(forecast.neg_sql), ("forecast",), "that of the seasonal naive forecast"),
         Metric("neg_wql", _of_quantiles(forecast.neg_wql), ("forecast",), "that of the seasonal naive forecast"),

@@ -12,10 +12,16 @@ standard deviation s. With u uniform in [x, y] written [x, y] and a random sign 
 | noise | Gaussian | s [0.1, 0.3] |
 
 Where the truth could be doubted it is not asked for: no series has a trend and a level shift, borders keep the margins
-of the table, outliers are at least ten times s, the noise that is asked about is 0, 1/10, 1/3, 1 or 3 times the
-amplitude of the season, and the highest value is at least 0.5 above every value of the other quarters. Kinds of
-question and right answers come in turn, so that all answers of a kind are equally frequent, and nothing but the series
-tells which is right: the wrong choices are drawn from the other answers of the same kind.
+of the table, outliers are at least ten times s, and the noise that is asked about is 0, 1/10, 1/3, 1 or 3 times the
+amplitude of the season. A season that changes in size grows from 0.4 a to 1.6 a, or the reverse, or there and back; one
+that changes in pace takes [6, 12] / S cycles a step at one end and twice as many at the other, or stops at
+[0.4, 0.6] S; waves of other shapes are as strong as the sine. Kinds of question and right answers come in turn, so that
+all answers of a kind are equally frequent, and nothing but the series tells which is right: the wrong choices are drawn
+from the other answers of the same kind.
+
+Trends are seen in the values of patches themselves, so that any network passes them on; the other kinds ask how values
+follow each other. Counts and places of single steps are not asked about: with 100 series a kind, a linear readout of 16
+means of tokens stays at chance for these, in trained and untrained networks alike.
 
 Questions about two series, the channels, name the one that has a part which the other has not, or tell how they move.
 
@@ -26,7 +32,7 @@ of S/32; spans are 3 to 10 of these long, and 2 or more apart from each other an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -41,17 +47,8 @@ if TYPE_CHECKING:
 CHOICES = 4
 _PARTS = 32  # of a series: the grain of borders and periods
 _SHORTEST = 4 * _PARTS  # the shortest period is 4 steps then
-_CLEAR = 0.5  # by which the highest value is above those of other quarters
 
 TRENDS = ("it rises", "it falls", "it rises then falls", "it falls then rises", "there is none")
-SHIFTS = (
-    "up in the first half",
-    "down in the first half",
-    "up in the second half",
-    "down in the second half",
-    "there is none",
-)
-COUNTS = ("none", "one", "two", "three", "four")
 NOISES = {
     "there is none": 0.0,
     "a tenth as strong": 0.1,
@@ -59,7 +56,9 @@ NOISES = {
     "as strong": 1.0,
     "three times as strong": 3.0,
 }
-QUARTERS = ("first quarter", "second quarter", "third quarter", "last quarter")
+SIZES = ("it grows", "it shrinks", "it grows then shrinks", "it shrinks then grows", "it does not")
+PACES = ("it becomes faster", "it becomes slower", "it does not", "it stops")
+SHAPES = ("a sine", "a square wave", "a saw that climbs and drops at once", "a saw that drops and climbs at once")
 SPANS = {
     "level": "where is the level raised?",
     "noise": "where is the noise stronger?",
@@ -69,7 +68,11 @@ SPANS = {
 
 @dataclass(frozen=True)
 class Parts:
-    """What a series consists of; `trend` and `shift` index `TRENDS` and `SHIFTS`, `period` is 0 for no season."""
+    """What a series consists of.
+
+    `trend` indexes `TRENDS`; `shift` is 0 or 1 for up or down in the first half, 2 or 3 in the second, 4 for none;
+    `period` is 0 for no season.
+    """
 
     trend: int = 4
     shift: int = 4
@@ -80,7 +83,7 @@ class Parts:
 
 
 @dataclass(frozen=True)
-class _Draw:
+class Draw:
     """The steps of a series, and what is random about it."""
 
     length: int
@@ -96,20 +99,22 @@ class _Draw:
         return Parts(
             trend=int(rng.integers(4)) if drift == 1 else 4,
             shift=int(rng.integers(4)) if drift == 2 else 4,
-            period=int(rng.choice((0, *_periods(self.length)))),
+            period=int(rng.choice((0, *periods(self.length)))),
             amplitude=rng.uniform(0.7, 1.3),
             noise=rng.uniform(0.1, 0.3),
             outliers=int(rng.integers(1, 5)) if rng.random() < 0.5 else 0,
         )
 
-    def values(self, parts: Parts) -> Float64[np.ndarray, " S"]:
+    def values(self, parts: Parts, cells: Sequence[int] | None = None) -> Float64[np.ndarray, " S"]:
+        """The sum of the parts. Outliers lie in different `cells`, sixteenths of the length; None for 1 to 14."""
         x = self._trend(parts.trend) + self._shift(parts.shift) + parts.noise * self.rng.standard_normal(self.length)
         if parts.period:
             x += self.season(parts)
         grain = self.length // _PARTS
         # an outlier lies in the first half of a cell of two grains: they are a grain apart at least
-        cells = self.rng.choice(np.arange(1, self.length // (2 * grain) - 1), parts.outliers, replace=False)
-        at = 2 * grain * cells + self.rng.integers(grain, size=parts.outliers)
+        free = np.arange(1, self.length // (2 * grain) - 1) if cells is None else np.asarray(cells)
+        taken = self.rng.choice(free, parts.outliers, replace=False)
+        at = 2 * grain * taken + self.rng.integers(grain, size=parts.outliers)
         x[at] += self.rng.uniform(3, 5, parts.outliers) * self.rng.choice((-1, 1), parts.outliers)
         return x
 
@@ -131,37 +136,51 @@ class _Draw:
         return self.rng.uniform(2, 4) * (-1 if which % 2 else 1) * (self.t >= at)
 
 
-def _periods(length: int) -> tuple[int, ...]:
+def periods(length: int) -> tuple[int, ...]:
+    """Of the seasons that a series of that length may have, in steps."""
     return tuple(length // n for n in (32, 16, 8, 4))
 
 
-def _about_trend(draw: _Draw, answer: int) -> np.ndarray:
+def _about_trend(draw: Draw, answer: int) -> np.ndarray:
     return draw.values(replace(draw.parts(), trend=answer, shift=4))
 
 
-def _about_shift(draw: _Draw, answer: int) -> np.ndarray:
-    return draw.values(replace(draw.parts(), shift=answer, trend=4))
+def _about_period(draw: Draw, answer: int) -> np.ndarray:
+    return draw.values(replace(draw.parts(), period=(*periods(draw.length), 0)[answer]))
 
 
-def _about_period(draw: _Draw, answer: int) -> np.ndarray:
-    return draw.values(replace(draw.parts(), period=(*_periods(draw.length), 0)[answer]))
-
-
-def _about_outliers(draw: _Draw, answer: int) -> np.ndarray:
-    return draw.values(replace(draw.parts(), outliers=answer))
-
-
-def _about_noise(draw: _Draw, answer: int) -> np.ndarray:
-    parts = replace(draw.parts(), period=int(draw.rng.choice(_periods(draw.length))), outliers=0)
+def _about_noise(draw: Draw, answer: int) -> np.ndarray:
+    parts = replace(draw.parts(), period=int(draw.rng.choice(periods(draw.length))), outliers=0)
     return draw.values(replace(parts, noise=list(NOISES.values())[answer] * parts.amplitude))
 
 
-def _about_highest(draw: _Draw, answer: int) -> np.ndarray:
-    while True:
-        x = draw.values(draw.parts())
-        tops = x.reshape(4, -1).max(1)
-        if tops[answer] >= np.delete(tops, answer).max() + _CLEAR:
-            return x
+def _about_size(draw: Draw, answer: int) -> np.ndarray:
+    there = 1 - np.abs(2 * draw.t - 1)
+    size = (draw.t, 1 - draw.t, there, 1 - there, 0.5)[answer]
+    parts = replace(draw.parts(), period=int(draw.rng.choice(periods(draw.length)[:3])))
+    return draw.values(replace(parts, period=0, outliers=0)) + (0.4 + 1.2 * size) * draw.season(parts)
+
+
+def _about_pace(draw: Draw, answer: int) -> np.ndarray:
+    slow = draw.rng.uniform(6, 12)
+    pace = slow * (1 + np.array((draw.t, 1 - draw.t, np.full(draw.length, 0.5), np.full(draw.length, 0.5))[answer]))
+    wave = np.sin(2 * np.pi * (pace.cumsum() / draw.length + draw.rng.random()))
+    if answer == 3:
+        wave *= draw.t < draw.rng.uniform(0.4, 0.6)
+    parts = draw.parts()
+    return draw.values(replace(parts, period=0, outliers=0)) + parts.amplitude * wave
+
+
+def _about_shape(draw: Draw, answer: int) -> np.ndarray:
+    parts = draw.parts()
+    cycle = (np.arange(draw.length) / int(draw.rng.choice(periods(draw.length)[1:])) + draw.rng.random()) % 1
+    wave = (
+        np.sqrt(2) * np.sin(2 * np.pi * cycle),
+        np.sign(cycle - 0.5),
+        np.sqrt(3) * (2 * cycle - 1),
+        np.sqrt(3) * (1 - 2 * cycle),
+    )[answer]  # of the same strength
+    return draw.values(replace(parts, period=0, outliers=0)) + parts.amplitude * wave / np.sqrt(2)
 
 
 @dataclass(frozen=True)
@@ -170,19 +189,19 @@ class _Kind:
 
     question: str
     answers: Callable[[int], tuple[str, ...]]
-    make: Callable[[_Draw, int], np.ndarray]  # [S], or [2, S] for two series
+    make: Callable[[Draw, int], np.ndarray]  # [S], or [2, S] for two series
 
 
 KINDS: dict[str, _Kind] = {
     "trend": _Kind("what is the trend?", lambda length: TRENDS, _about_trend),
-    "shift": _Kind("when does the level shift?", lambda length: SHIFTS, _about_shift),
     "period": _Kind(
-        "how long is the season?", lambda length: (*(f"{p} steps" for p in _periods(length)), "there is none"),
+        "how long is the season?", lambda length: (*(f"{p} steps" for p in periods(length)), "there is none"),
         _about_period,
     ),
-    "outliers": _Kind("how many outliers are there?", lambda length: COUNTS, _about_outliers),
     "noise": _Kind("how strong is the noise beside the season?", lambda length: tuple(NOISES), _about_noise),
-    "highest": _Kind("where is the highest value?", lambda length: QUARTERS, _about_highest),
+    "size": _Kind("how does the size of the season change?", lambda length: SIZES, _about_size),
+    "pace": _Kind("how does the pace of the season change?", lambda length: PACES, _about_pace),
+    "shape": _Kind("what shape has the season?", lambda length: SHAPES, _about_shape),
 }  # fmt: skip
 
 
@@ -190,12 +209,12 @@ WHICH = ("the first", "the second", "both", "neither")
 MOVES = ("together", "in opposite ways", "the first leads", "the second leads", "each by itself")
 
 
-def _which(part: str) -> Callable[[_Draw, int], np.ndarray]:
+def _which(part: str) -> Callable[[Draw, int], np.ndarray]:
     """Two series, of which the ones named have a part."""
     has = {
         "rises": lambda draw, p: replace(p, shift=4, trend=0),
         "shift": lambda draw, p: replace(p, trend=4, shift=int(draw.rng.integers(4))),
-        "season": lambda draw, p: replace(p, period=int(draw.rng.choice(_periods(draw.length)))),
+        "season": lambda draw, p: replace(p, period=int(draw.rng.choice(periods(draw.length)))),
     }[part]
     lacks = {
         "rises": lambda p: replace(p, trend=4, shift=4),
@@ -203,14 +222,14 @@ def _which(part: str) -> Callable[[_Draw, int], np.ndarray]:
         "season": lambda p: replace(p, period=0),
     }[part]
 
-    def make(draw: _Draw, answer: int) -> np.ndarray:
+    def make(draw: Draw, answer: int) -> np.ndarray:
         there = (answer in (0, 2), answer in (1, 2))
         return np.stack([draw.values(has(draw, draw.parts()) if yes else lacks(draw.parts())) for yes in there])
 
     return make
 
 
-def _moves(draw: _Draw, answer: int) -> np.ndarray:
+def _moves(draw: Draw, answer: int) -> np.ndarray:
     """Smooth noise, and the same beside it: as it is, upside down, an eighth of the length earlier or later, or other.
 
     No two of these are alike: at lags of no and of an eighth of the length, the correlation of the smooth noise with
@@ -259,9 +278,9 @@ def ask(
 
     Raises `SpecError` for fewer than one series, or a length that is below 128 steps or no multiple of 32.
     """
-    _check(n, length)
+    check_size(n, length)
     rng = np.random.default_rng(seed)
-    draw, values, questions = _Draw(length, rng), [], []
+    draw, values, questions = Draw(length, rng), [], []
     kinds = list(about.values())
     for i in rng.permutation(n).tolist():
         kind = kinds[i % len(kinds)]
@@ -278,9 +297,9 @@ def ask(
 
 def locate(n: int, *, length: int = 512, seed: int | tuple[int, ...] = 0) -> Asking:
     """Which span of each series is unlike the rest; kinds of `SPANS` in turn, in random order. Raises as `ask` does."""
-    _check(n, length)
+    check_size(n, length)
     rng = np.random.default_rng(seed)
-    draw, values, questions = _Draw(length, rng), [], []
+    draw, values, questions = Draw(length, rng), [], []
     kinds = list(SPANS)
     for i in rng.permutation(n).tolist():
         kind = kinds[i % len(kinds)]
@@ -293,11 +312,11 @@ def locate(n: int, *, length: int = 512, seed: int | tuple[int, ...] = 0) -> Ask
     return Asking(np.stack(values)[:, None].astype(np.float32), tuple(questions))
 
 
-def _with_spans(draw: _Draw, spans: dict[str, tuple[int, int]]) -> np.ndarray:
+def _with_spans(draw: Draw, spans: dict[str, tuple[int, int]]) -> np.ndarray:
     steps, rng = np.arange(draw.length), draw.rng
     inside = {kind: (a <= steps) & (steps < b) for kind, (a, b) in spans.items()}
     none = np.zeros(draw.length, bool)
-    parts = replace(draw.parts(), period=int(rng.choice(_periods(draw.length)[:2])), noise=rng.uniform(0.1, 0.2))
+    parts = replace(draw.parts(), period=int(rng.choice(periods(draw.length)[:2])), noise=rng.uniform(0.1, 0.2))
     noise = parts.noise * rng.standard_normal(draw.length) * np.where(inside.get("noise", none), 5, 1)
     level = rng.uniform(2, 3) * inside.get("level", none)
     return noise + level + draw.season(parts) * ~inside.get("season", none)
@@ -316,7 +335,8 @@ def _places(rng: np.random.Generator, count: int) -> list[tuple[int, int]]:
             return places
 
 
-def _check(n: int, length: int) -> None:
+def check_size(n: int, length: int) -> None:
+    """Raise `SpecError` for fewer than one series, or a length that the parts do not fit."""
     if n < 1:
         raise SpecError(f"n is {n}; generate at least 1 series")
     if length < _SHORTEST or length % _PARTS:

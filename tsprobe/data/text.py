@@ -7,7 +7,7 @@ Texts are compared in their normal form: words and numbers in order, in lower ca
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 _WORD = re.compile(r"(?<!\w)-\d+(?:\.\d+)?|\d+(?:\.\d+)?|[^\W\d_]+|[^\w\s]")
@@ -19,24 +19,35 @@ class Question:
     """One question about a series, and its right answer.
 
     `answer` is a text, or for grounding a pair of steps `(a, b)`, 0 <= a < b: from step a on, up to but without step b.
+    For a caption it is a tuple of texts, one or more, which are all right: the references.
     `choices` are two or more distinct texts for a question with multiple choice; the answer is one of them.
     """
 
     question: str
-    answer: str | Span
+    answer: str | Span | tuple[str, ...]
     choices: tuple[str, ...] | None = None
 
     @property
-    def answer_text(self) -> str:
-        """The answer in words."""
-        return self.answer if isinstance(self.answer, str) else f"from step {self.answer[0]} to step {self.answer[1]}"
+    def is_caption(self) -> bool:
+        """Whether its answer is texts that are all right."""
+        found = self.answer
+        return isinstance(found, (tuple, list)) and len(found) > 0 and all(isinstance(part, str) for part in found)
+
+    @property
+    def answer_texts(self) -> tuple[str, ...]:
+        """The answer in words; of a caption all that are right."""
+        if isinstance(self.answer, str):
+            return (self.answer,)
+        if self.is_caption:
+            return tuple(map(str, self.answer))
+        return (f"from step {self.answer[0]} to step {self.answer[1]}",)
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What is asked of the training and of the test series of a task, and for short answers all texts that occur.
+    """What is asked of the training and of the test series of a task, without the answers of the test questions.
 
-    The test questions come without their answers.
+    `answers` are for short answers all texts that occur, and for captions all words of theirs (`numbered`).
     """
 
     train: tuple[Question, ...]
@@ -58,6 +69,16 @@ def read_span(text: str) -> Span:
     """The first two whole numbers of a text that are a span; (0, 0), which covers no step, where they are none."""
     found = [int(word) for word in words(text) if word.isdecimal()]
     return (found[0], found[1]) if len(found) >= 2 and found[0] < found[1] else (0, 0)
+
+
+def numbered(text: str, known: Mapping[str, int]) -> list[int]:
+    """The words and numbers of a text by their numbers, which count from 1.
+
+    Words that are not known get -1, -2, ... as they come, the same word the same number: no known word is like them.
+    """
+    found = normal(text).split()
+    strange = {word: -i for i, word in enumerate(dict.fromkeys(w for w in found if w not in known), 1)}
+    return [known.get(word) or strange[word] for word in found]
 
 
 class Vocabulary:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from tsprobe.data.text import Asked
 
-Kind = Literal["classification", "multilabel", "regression", "forecast", "choice", "answer", "grounding"]
+Kind = Literal["classification", "multilabel", "regression", "forecast", "choice", "answer", "grounding", "caption"]
 _INDEXED = ("classification", "choice", "answer")  # kinds whose targets are numbers of a class, choice or text
 
 
@@ -102,7 +102,7 @@ class Task:
                 raise DataError(f"task {self.name!r}: {panel.n} {split} series but {len(y)} targets; give one each")
             steps = self.steps_train if split == "training" else self.steps_test
             shape = y.shape[:1] if steps is None else steps.shape
-            if self.kind not in _INDEXED and y.shape != (*shape, len(self.labels)):
+            if self.kind not in (*_INDEXED, "caption") and y.shape != (*shape, len(self.labels)):
                 raise DataError(f"task {self.name!r}: {split} targets {y.shape}, not {[*shape, len(self.labels)]}")
             if self.kind in _INDEXED and (y.shape != shape or y.dtype != np.int64):
                 what = "[N]" if steps is None else f"of the steps, {list(shape)}"

@@ -1,8 +1,9 @@
 """Questions about series, answered in words: `language/NAME`, and the user's own.
 
 `choice` (which of four answers is right), `pair` (the same about two series, the channels), `answer` (a short answer,
-word for word) and `grounding` (from which step to which) are generated (`tsprobe.data.questions`). A name may carry
-settings, as in `language/choice?n_train=600&seed=1`:
+word for word), `grounding` (from which step to which) and `caption` (a sentence on the whole series) are generated
+(`tsprobe.data.questions`, `tsprobe.data.captions`). A name may carry settings, as in
+`language/choice?n_train=600&seed=1`:
 
 | setting | default | meaning |
 |---|---|---|
@@ -27,23 +28,33 @@ from zipfile import BadZipFile
 
 import numpy as np
 
+from tsprobe.data.captions import describe
 from tsprobe.data.panel import Panel
 from tsprobe.data.questions import PAIRED, Asking, ask, locate
-from tsprobe.data.text import Asked, Question, normal
+from tsprobe.data.text import Asked, Question, normal, numbered
 from tsprobe.errors import DataError, UnknownNameError
+from tsprobe.files import package_folder
+from tsprobe.language_metrics import cider_library
 from tsprobe.tasks import options
 from tsprobe.tasks.base import Kind, Task, TaskInfo, series_and
 
-METRICS: dict[str, str] = {"choice": "accuracy", "answer": "exact_match", "grounding": "interval_iou"}
+METRICS: dict[str, str] = {
+    "choice": "accuracy",
+    "answer": "exact_match",
+    "grounding": "interval_iou",
+    "caption": "cider",
+}
 LICENCE = "none needed (generated)"
 SOURCE = "generated series and questions (tsprobe.data.questions)"
 
 
 @dataclass(frozen=True, eq=False)
 class LanguageTask(Task):
-    """One question about each series. Targets are int64 `[N]`, or for grounding float64 `[N, 2]`, the borders of spans.
+    """One question about each series. Targets are int64 `[N]`; float64 `[N, 2]` for grounding, the borders of spans.
 
-    They count the choices of a row, or the texts of `labels`, which are all short answers in their normal form.
+    They count the choices of a row, or the texts of `labels`, which are all short answers in their normal form. For
+    captions they are float64 `[N, K]`: the words of a reference, numbered from 1 in the order of `labels`, a 0, those
+    of the next one, and zeros to the end.
     """
 
     questions_train: tuple[Question, ...] = ()
@@ -53,7 +64,7 @@ class LanguageTask(Task):
     def asked(self) -> Asked:
         """What a probe is told: of the test, no answers."""
         test = tuple(replace(question, answer="") for question in self.questions_test)
-        return Asked(self.questions_train, test, self.labels if self.kind == "answer" else ())
+        return Asked(self.questions_train, test, self.labels if self.kind in ("answer", "caption") else ())
 
     def fingerprint(self) -> str:
         questions = repr((self.questions_train, self.questions_test))
@@ -73,12 +84,13 @@ def Questions(
     """A task of one question about each series; `train` and `test` are pairs (series, questions).
 
     Series are anything that `as_panel` takes, each followed by a `Question(question, answer, choices=None)`. All have
-    choices (metric accuracy), none has (exact match), or all answers are pairs of steps (mean intersection over union).
-    `groups [N_train]` and `ordered` are as in `Classification`; give them where a series is asked about twice.
+    choices (metric accuracy), none has (exact match), all answers are pairs of steps (mean intersection over union), or
+    all are captions, tuples of one or more texts (CIDEr). `groups [N_train]` and `ordered` are as in `Classification`;
+    give them where a series is asked about twice.
 
     Raises `DataError`: not one question a series, questions of unlike kinds, an empty question, an answer without a
     word or a number, choices that are less than two, alike, or without the answer, a span that is empty or outside its
-    series.
+    series. `MissingPackageError` for captions without the package that scores them.
     """
     parts = [_split(name, split, pair) for split, pair in (("training", train), ("test", test))]
     kinds = {_kind_of(question) for _, questions in parts for question in questions}
@@ -89,8 +101,12 @@ def Questions(
         for i, (question, length) in enumerate(zip(questions, panel.lengths.tolist(), strict=True)):
             if wrong := _mistake(question, length):
                 raise DataError(f"task {name!r}: {split} question {i} {wrong}")
+    if kind == "caption":
+        cider_library()  # before anything is read or trained
+        if parts[1][0].n < 2:  # a word of every series weighs nothing, and then all are
+            raise DataError(f"task {name!r}: captions of one test series; CIDEr compares two or more")
     labels = _labels(kind, [question for _, questions in parts for question in questions])
-    y = [_targets(kind, questions, labels) for _, questions in parts]
+    y = _targets(kind, [questions for _, questions in parts], labels)
     return LanguageTask(
         name, "language", kind, METRICS[kind], parts[0][0], parts[1][0], y[0], y[1], labels,
         None if groups is None else np.asarray(groups), ordered, source, licence,
@@ -105,8 +121,8 @@ def load_questions(path: str | os.PathLike[str]) -> LanguageTask:
         {"split": "train", "series": 0, "question": "what is the trend?", "answer": "it rises"}
 
     `series` counts from 0 and may be asked about more than once. `choices` may follow, a list of texts; the answer of
-    a question for grounding is a pair of steps, `[64, 96]`. Raises `DataError` for a file that is missing, a line or
-    an array that is none of these, and as `Questions` does.
+    a question for grounding is a pair of steps, `[64, 96]`, and for a caption a list of texts that are all right.
+    Raises `DataError` for a file that is missing, a line or an array that is none of these, and as `Questions` does.
     """
     folder = Path(path).expanduser()
     series, lines = _read_series(folder / "series.npz"), _read_lines(folder / "questions.jsonl")
@@ -161,7 +177,9 @@ def _read_question(
         raise ValueError(f"series is {series!r}; give its number, from 0 on")
     texts = [question, *(choices or ())] + ([] if isinstance(answer, list) else [answer])
     if not all(isinstance(text, str) for text in texts) or not isinstance(choices, (list, type(None))):
-        raise ValueError("question, answer and choices must be texts; the answer may be a pair of steps")
+        raise ValueError(
+            "question, answer and choices must be texts; the answer may be a pair of steps, or several texts"
+        )
     said = tuple(answer) if isinstance(answer, list) else answer
     return split, series, Question(question, said, None if choices is None else tuple(choices))
 
@@ -179,7 +197,7 @@ def _split(name: str, split: str, pair: Any) -> tuple[Panel, tuple[Question, ...
 
 def _kind_of(question: Question) -> Kind:
     if not isinstance(question.answer, str):
-        return "grounding"
+        return "caption" if question.is_caption else "grounding"
     return "answer" if question.choices is None else "choice"
 
 
@@ -187,23 +205,27 @@ def _mistake(question: Question, length: int) -> str | None:
     """What is wrong with a question about a series of that length."""
     if not normal(question.question):
         return f"is {question.question!r}, which has no word"
-    if not isinstance(question.answer, str):
+    if question.is_caption and question.choices is not None:
+        return f"has choices and the answer {question.answer!r}; give one text, or no choices for a caption"
+    if not isinstance(question.answer, str) and not question.is_caption:
         try:
             a, b = question.answer
         except (TypeError, ValueError):
             return f"has the answer {question.answer!r}; give a text or a pair of steps"
         if not all(isinstance(step, (int, np.integer)) for step in (a, b)):
             return f"has the span {question.answer}; give whole steps"
-        return None if 0 <= a < b <= length else f"has the span {(int(a), int(b))} in a series of {length} steps"
-    texts = [normal(text) for text in question.choices or (question.answer,)]
-    empty = [text for text, form in zip(question.choices or (question.answer,), texts, strict=True) if not form]
+        low, high = int(a), int(b)
+        return None if 0 <= low < high <= length else f"has the span {(low, high)} in a series of {length} steps"
+    given = question.choices or question.answer_texts
+    texts = [normal(text) for text in given]
+    empty = [text for text, form in zip(given, texts, strict=True) if not form]
     if empty:
         return f"has the {'choice' if question.choices else 'answer'} {empty[0]!r}, which has no word or number"
     if question.choices is None:
         return None
     if len(set(texts)) != len(texts) or len(texts) < 2:
         return f"has the choices {list(question.choices)}; give two or more that differ"
-    if normal(question.answer) not in texts:
+    if normal(question.answer_texts[0]) not in texts:
         return f"has the answer {question.answer!r}, which is none of its choices {list(question.choices)}"
     return None
 
@@ -211,16 +233,27 @@ def _mistake(question: Question, length: int) -> str | None:
 def _labels(kind: Kind, questions: Sequence[Question]) -> tuple[str, ...]:
     if kind == "grounding":
         return "start", "stop"
-    if kind == "answer":
-        return tuple(sorted({normal(question.answer_text) for question in questions}))
+    if kind in ("answer", "caption"):
+        texts = {normal(text) for question in questions for text in question.answer_texts}
+        return tuple(sorted(texts if kind == "answer" else {word for text in texts for word in text.split()}))
     return tuple(f"choice {i + 1}" for i in range(max(len(question.choices or ()) for question in questions)))
 
 
-def _targets(kind: Kind, questions: Sequence[Question], labels: tuple[str, ...]) -> np.ndarray:
+def _targets(kind: Kind, splits: Sequence[Sequence[Question]], labels: tuple[str, ...]) -> list[np.ndarray]:
+    """Of the training and the test questions."""
     if kind == "grounding":
-        return np.array([question.answer for question in questions], np.float64)
-    options = [labels if q.choices is None else tuple(map(normal, q.choices)) for q in questions]
-    return np.array([of.index(normal(q.answer_text)) for of, q in zip(options, questions, strict=True)], np.int64)
+        return [np.array([question.answer for question in questions], np.float64) for questions in splits]
+    if kind == "caption":
+        known = {word: i for i, word in enumerate(labels, 1)}
+        rows = [[[n for text in q.answer_texts for n in (*numbered(text, known), 0)] for q in qs] for qs in splits]
+        width = max(len(row) for part in rows for row in part)
+        return [np.array([row + [0] * (width - len(row)) for row in part], np.float64) for part in rows]
+    found = []
+    for questions in splits:
+        options = [labels if q.choices is None else tuple(map(normal, q.choices)) for q in questions]
+        right = [of.index(normal(q.answer_texts[0])) for of, q in zip(options, questions, strict=True)]
+        found.append(np.array(right, np.int64))
+    return found
 
 
 @dataclass(frozen=True)
@@ -235,8 +268,9 @@ class _Generated:
 GENERATED = {
     "choice": _Generated(ask, {"choices": True}, "choice", 4),
     "pair": _Generated(ask, {"choices": True, "about": PAIRED}, "choice", 4, 2),
-    "answer": _Generated(ask, {"choices": False}, "answer", 26),
+    "answer": _Generated(ask, {"choices": False}, "answer", 25),
     "grounding": _Generated(locate, {}, "grounding", 2),
+    "caption": _Generated(describe, {}, "caption", 80),
 }
 
 
@@ -263,7 +297,7 @@ def list_tasks() -> list[TaskInfo]:
             n_classes=how.n_labels,
             source=SOURCE,
             licence=LICENCE,
-            here=True,
+            here=how.kind != "caption" or package_folder("pycocoevalcap") is not None,
             family="language",
         )
         for name, how in GENERATED.items()
