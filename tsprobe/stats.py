@@ -56,7 +56,19 @@ def score_interval(
     """
     if counts.shape[1] < 2:
         return math.nan, math.nan
-    return _percentiles(_resampled(lambda w: metric(y, prediction, w).mean(-1), counts, clusters), coverage)
+    return _percentiles(resampled_scores(metric, y, prediction, counts, clusters=clusters), coverage)
+
+
+def resampled_scores(
+    metric: Metric,
+    y: Tensor,
+    prediction: Float[Tensor, "Q N K"],
+    counts: Float[Tensor, "R N"],
+    *,
+    clusters: Int[Tensor, " N"] | None = None,
+) -> Float[Tensor, " R"]:
+    """The mean score over Q seeds of each resample of the rows, or of the clusters that they come in."""
+    return _resampled(lambda w: metric(y, prediction, w).mean(-1), counts, clusters)
 
 
 def _resampled(

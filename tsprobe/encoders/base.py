@@ -70,7 +70,8 @@ class Encoder(ABC):
     """A frozen encoder that can be read layer by layer.
 
     `taps` maps layer names to places, from the input to the output, in the order in which they run; `final` names
-    the layer that users of this encoder take as the embedding today.
+    the layer that users of this encoder take as the embedding today. Where that is one vector for all of the input,
+    `final_of_steps` names the layer whose tokens they take when they need some; elsewhere it is the same.
     """
 
     def __init__(
@@ -85,7 +86,7 @@ class Encoder(ABC):
         self.name = name
         self.module = module.eval().requires_grad_(False)
         self.taps = dict(taps)
-        self.final = final
+        self.final = self.final_of_steps = final
         self.facts = facts
         self._heads = heads
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 GROUP = "tsprobe.encoders"
 BUILT_IN = {
+    "aligned": "tsprobe.encoders.aligned:Aligned",
     "zoo": "tsprobe.encoders.zoo:Zoo",
     "fracast": "tsprobe.encoders.fracast:Fracast",
     "chronos-t5": "tsprobe.encoders.chronos_t5:ChronosT5",

@@ -1,0 +1,201 @@
+"""The one trainer for all recipes: steps, held-out looks, checkpoints; a stopped run goes on to the same losses.
+
+A folder `encoder/` beside `checkpoint.pt` and `losses.csv` is written at the end. The weights that are kept are those
+of the best held-out look, the start among them: tuning that only makes things worse changes nothing.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from tsprobe.alignment.recipes import RECIPES, Layers, Targets
+from tsprobe.alignment.series import HELD_OUT, Labelled, Lesson, Unlabelled
+from tsprobe.alignment.spec import AlignSpec
+from tsprobe.alignment.student import Student
+from tsprobe.encoders import aligned
+from tsprobe.encoders.base import Encoder
+from tsprobe.errors import EncoderError, SpecError, StorageError
+from tsprobe.files import replace_file, replace_text
+from tsprobe.tasks.base import Task
+
+Stage = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+
+CHECKPOINT = "checkpoint.pt"
+LOOKS = 8  # at held-out series, the one before the first step not counted
+_LESSONS = 4  # batches of a look, and of the statistics that tokens are standardised with
+
+
+class Tuning:
+    """All that changes while a student learns from a frozen encoder."""
+
+    def __init__(self, spec: AlignSpec, encoder: Encoder, teachers: tuple[str, ...], tasks: list[Task]) -> None:
+        self.spec, self.base = spec, encoder
+        self.lessons: Unlabelled | Labelled
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(spec.seed)
+            if RECIPES[spec.recipe].labelled:
+                self.lessons = Labelled(encoder, tasks, spec.seed)
+            else:
+                segments = spec.recipe == "dense" and spec.locality > 0
+                self.lessons = Unlabelled(encoder, spec.sources, spec.length, spec.seed, segments=segments)
+            self.looks = [self.lessons.lesson(HELD_OUT + i, spec.batch) for i in range(_LESSONS)]
+            self.student = Student(
+                encoder, mask=spec.mask, mask_block=spec.mask_block, stochastic_depth=spec.stochastic_depth,
+                layer_scale=spec.layer_scale,
+            )  # fmt: skip
+            self.criterion: Layers | Targets
+            if RECIPES[spec.recipe].labelled:
+                self.criterion = Targets(encoder, tasks, self._width())
+            else:
+                self.criterion = Layers(encoder, teachers, self.looks, locality=spec.locality)
+        self.criterion.to(encoder.device)
+        module = self.student.encoder.module
+        self.weights = [p for p in (*module.parameters(), *self.criterion.parameters()) if p.requires_grad]
+        self.optimiser = torch.optim.AdamW(self.weights, spec.rate, (0.9, 0.95), weight_decay=spec.decay)
+        self.step = 0
+        self.rows: list[dict[str, float]] = []
+        self.best: tuple[float, dict[str, torch.Tensor]] = math.inf, {}
+
+    def _width(self) -> int:
+        inputs = self.base.prepare(self.looks[0].batch.to(self.base.device))
+        with torch.no_grad():
+            return self.student.tokens(inputs, tuning=False).shape[-1]
+
+    def losses(self, lesson: Lesson, *, tuning: bool, seed: int = 0) -> dict[str, torch.Tensor]:
+        inputs = self.base.prepare(lesson.batch.to(self.base.device))
+        return self.criterion(self.student.tokens(inputs, tuning=tuning, seed=seed), inputs, lesson)
+
+    def advance(self) -> None:
+        """One step. Raises `EncoderError` where the loss is not finite; the weights are those before it."""
+        spec = self.spec
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate(self.step, spec)
+        parts = self.losses(
+            self.lessons.lesson(self.step, spec.batch), tuning=True, seed=spec.seed * 1_000_003 + self.step
+        )
+        total = torch.stack(list(parts.values())).sum()
+        if not bool(total.isfinite()):
+            found = ", ".join(f"{name} {float(value.detach()):g}" for name, value in parts.items())
+            raise EncoderError(
+                f"{self.base.name}: the loss of batch {self.step} is not finite ({found}); "
+                "the last good checkpoint is kept"
+            )
+        self.optimiser.zero_grad(set_to_none=True)
+        total.backward()
+        nn.utils.clip_grad_norm_(self.weights, spec.clip)
+        self.optimiser.step()
+        self.step += 1
+        self.rows.append(
+            {"step": self.step, "held_out": 0} | {name: float(value.detach()) for name, value in parts.items()}
+        )
+
+    def look(self) -> None:
+        """The mean loss of held-out series, nothing hidden and no block left out; keeps the best weights."""
+        with torch.no_grad():
+            found = [self.losses(lesson, tuning=False) for lesson in self.looks]
+        parts: dict[str, list[float]] = {}
+        for one in found:
+            for name, value in one.items():
+                parts.setdefault(name, []).append(float(value))
+        means = {name: sum(values) / len(values) for name, values in parts.items()}
+        self.rows.append({"step": self.step, "held_out": 1} | means)
+        if sum(means.values()) < self.best[0]:
+            state = self.student.encoder.module.state_dict()
+            self.best = sum(means.values()), {name: value.detach().clone() for name, value in state.items()}
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "spec": self.spec.dump(), "step": self.step, "rows": self.rows, "best": self.best,
+            "module": self.student.encoder.module.state_dict(), "criterion": self.criterion.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+        }  # fmt: skip
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.step, self.rows, self.best = state["step"], state["rows"], tuple(state["best"])
+        self.student.encoder.module.load_state_dict(state["module"])
+        self.criterion.load_state_dict(state["criterion"])
+        self.optimiser.load_state_dict(state["optimiser"])
+
+
+def tune(
+    tuning: Tuning, folder: Path, base: str, *, stage: Stage, name: str, until: int | None = None
+) -> Encoder | None:
+    """Tune to the end, going on where a stopped run was, and give the encoder that `folder/encoder` then holds.
+
+    `until` stops after that many steps, as a killed run would, and gives None. Raises `SpecError` where the folder
+    holds another run, `EncoderError` for a loss that is not finite.
+    """
+    spec = tuning.spec
+    _take_up(tuning, folder)
+    if not tuning.rows:
+        tuning.look()
+    with stage(name, spec.steps) as advance:
+        advance(tuning.step)
+        kept = time.monotonic()
+        while tuning.step < min(spec.steps, until or spec.steps):
+            try:
+                tuning.advance()
+            except EncoderError:
+                _keep(tuning, folder)
+                raise
+            if tuning.step % max(1, spec.steps // LOOKS) == 0 or tuning.step == spec.steps:
+                tuning.look()
+            advance(1)
+            if time.monotonic() - kept > spec.keep_every:
+                _keep(tuning, folder)
+                kept = time.monotonic()
+    _keep(tuning, folder)
+    if tuning.step < spec.steps:
+        return None
+    module = tuning.student.encoder.module
+    module.load_state_dict(tuning.best[1])
+    about = _learned_from(spec)
+    aligned.save(tuning.student.encoder, folder / "encoder", base=base, recipe=spec.recipe, trained_on=about)
+    return aligned.Aligned.load(str(folder / "encoder"), base=tuning.base)
+
+
+def rate(step: int, spec: AlignSpec) -> float:
+    """Linear warm-up, then a cosine down to a hundredth."""
+    if step < spec.warmup:
+        return spec.rate * (step + 1) / spec.warmup
+    part = (step - spec.warmup) / max(1, spec.steps - spec.warmup)
+    return spec.rate * (0.01 + 0.99 * (1 + math.cos(math.pi * part)) / 2)
+
+
+def _learned_from(spec: AlignSpec) -> str:
+    if spec.labelled:
+        return f"training targets of {', '.join(spec.labelled)}"
+    return f"{spec.steps * spec.batch} generated series ({', '.join(spec.sources)}), no labels"
+
+
+def _take_up(tuning: Tuning, folder: Path) -> None:
+    file = folder / CHECKPOINT
+    if not file.exists():
+        return
+    try:
+        state = torch.load(file, map_location=tuning.base.device, weights_only=True)
+    except Exception as error:  # a damaged file raises what it likes
+        raise StorageError(f"{file} cannot be read: use --fresh, or another folder with --out") from error
+    if not tuning.spec.same_run(state["spec"]):
+        raise SpecError(f"{folder} holds a run with other settings: use --fresh, or another folder with --out")
+    tuning.restore(state)
+
+
+def _keep(tuning: Tuning, folder: Path) -> None:
+    replace_file(folder / CHECKPOINT, lambda handle: torch.save(tuning.state(), handle))
+    names = list(dict.fromkeys(name for row in tuning.rows for name in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(tuning.rows)
+    replace_text(folder / "losses.csv", text.getvalue())
