@@ -153,7 +153,7 @@ def test_list_knows_every_kind(kind: str, capsys: pytest.CaptureFixture[str]) ->
     tsprobe("list", kind)
     expected = {
         "encoders": "chronos-bolt", "tasks": "ucr/GunPoint", "probes": "ridge", "poolings": "segmentsK",
-        "diagnostics": "effective_rank", "recipes": "no recipes",
+        "diagnostics": "effective_rank", "recipes": "dense",
     }  # fmt: skip
     assert expected[kind] in capsys.readouterr().out
 

@@ -1,4 +1,4 @@
-"""The command line: `tsprobe run | list | report | embed | pretrain | doctor`."""
+"""The command line: `tsprobe run | list | report | embed | align | pretrain | doctor`."""
 
 from __future__ import annotations
 
@@ -150,25 +150,63 @@ def pretrain(
         bool, typer.Option("--resume/--fresh", help="Go on where a stopped run was, or forget it.")
     ] = True,
 ) -> None:
-    """Train a small encoder on generated series with one objective; all else is equal for every objective.
+    """Train a small encoder on generated data with one objective; all else is equal for every objective.
 
     A run that was stopped goes on from its last checkpoint, to the same losses. The folder can be studied as zoo:DIR.
     """
-    from tsprobe.pretraining import pretrain as fit
-    from tsprobe.pretraining import read_pretrain_spec
+    from tsprobe.pretraining import fit, load_run
+    from tsprobe.settings import read_settings
     from tsprobe.study.progress import bars
     from tsprobe.study.run import pick_device
 
-    spec = read_pretrain_spec(config, (*(set_ or ()), *([f"device={device}"] if device else ())))
+    settings = read_settings(config, (*(set_ or ()), *([f"device={device}"] if device else ())))
+    fitting = load_run(settings, pick_device(str(settings.get("device", "auto"))))
     folder = out or Path("runs") / config.stem
     with bars() as stage:
-        about = fit(spec, folder, pick_device(spec.device), stage=stage, fresh=not resume)
+        about = fit(fitting, folder, stage=stage, fresh=not resume)
     _table(
         ["step", "held-out loss", "trivial", "effective rank"],
         [[str(x["step"]), f"{x['own']:.4f}", f"{x['trivial']:.4f}", str(x["rank_means"])] for x in about["held_out"]],
     )
-    print(f"{about['series']} series, {about['tokens']} tokens, {about['hours']} h on {about['device']}")
-    print(f"encoder: zoo:{folder}")
+    sizes = ", ".join(f"{about[what]} {what}" for what in ("series", "images", "tokens") if what in about)
+    print(f"{sizes}, {about['hours']} h on {about['device']}")
+    print(f"encoder: {fitting.loads_as}:{folder}")
+
+
+@app.command()
+def align(
+    config: Annotated[Path, typer.Argument(help="A YAML file; see configs/align_dense_zoo.yaml.")],
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Change a setting, e.g. --set force=true.")
+    ] = None,
+    out: Out = None,
+    device: Device = None,
+    resume: Annotated[
+        bool, typer.Option("--resume/--fresh", help="Go on where a stopped run was, or forget it.")
+    ] = True,
+) -> None:
+    """Tune an encoder so that its output carries what its hidden layers do, and study it before and after.
+
+    Where nothing is hidden, says so and stops, unless the config says force. The folder's encoder/ is loaded as
+    aligned:DIR/encoder.
+    """
+    from tsprobe.alignment import read_align_spec, run_alignment
+    from tsprobe.study.progress import bars
+
+    spec = read_align_spec(config, (*(set_ or ()), *([f"device={device}"] if device else ())))
+    folder = out or Path("runs") / config.stem
+    with bars() as stage:
+        outcome = run_alignment(spec, folder, stage=stage, fresh=not resume)
+    if outcome.message:
+        print(outcome.message)
+    if outcome.encoder is None:
+        print(f"before:  {folder / 'before' / 'report.html'}")
+        return
+    rows = outcome.lift.fillna("").to_dict("records")
+    columns = ["control", "family", "task", "metric", "final_before", "hidden_before", "cut", "final_after", "lift"]
+    _table(columns, [[f"{r[c]:.3f}" if isinstance(r[c], float) else str(r[c]) for c in columns] for r in rows])
+    print(f"teacher: {', '.join(outcome.teachers)}")
+    print(f"encoder: aligned:{folder / 'encoder'}")
 
 
 @app.command()
@@ -231,7 +269,13 @@ def _rows(kind: Kind) -> list[dict[str, Any]]:
         from tsprobe.diagnostics import DIAGNOSTICS
 
         return [{"name": name, "what": what} for name, what in DIAGNOSTICS.items()]
-    return []
+    from tsprobe.alignment import RECIPES
+    from tsprobe.pretraining.objectives import OBJECTIVES
+    from tsprobe.pretraining.recipes import list_recipes
+
+    rows = [{"command": "align", "name": name, "what": recipe.description} for name, recipe in RECIPES.items()]
+    rows += [{"command": "pretrain", "name": name, "what": "an objective of the zoo"} for name in OBJECTIVES]
+    return rows + [{"command": "pretrain", **row} for row in list_recipes()]
 
 
 def _show_verdicts(study: Study) -> None:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from tsprobe.capture import read_layers
 from tsprobe.errors import EncoderError
-from tsprobe.types import Batch, Inputs
+from tsprobe.types import Batch, Inputs, TokenMap
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,8 +36,8 @@ def check_encoder(
     """Raise `EncoderError`, saying which promise is broken, unless for noise of `length` steps:
 
     - every layer runs, with shape `[R, T, D]` as in its token map, and finite values at real tokens;
-    - real tokens cover steps of the series in order, special and padded ones none, and no real token is blind to the
-      series;
+    - real tokens cover steps of the series in order (where it is no picture), special and padded ones none, and no real
+      token is blind to the series;
     - `prepare` leaves the batch alone, and a pass leaves no hook behind;
     - a series gives the same alone and in a batch, and (if it `pads`) beside a longer one;
     - (if it `masks_missing`) missing values give no NaN, and tokens with nothing observed are masked;
@@ -49,7 +49,8 @@ def check_encoder(
       an encoder that is causal but for such a scaling, no earlier token of any layer changes;
     - (`untrained=True`) the untrained twin differs, is the same for the same seed only, and leaves the original alone.
 
-    Without `length`, a length is chosen within the declared facts.
+    Without `length`, a length is chosen within the declared facts. A picture of S x S pixels has S * S steps; which
+    tokens cover a pixel, and which are next to them, is asked of its grid.
     """
     facts = encoder.facts
     channels = facts.channels or channels
@@ -86,9 +87,13 @@ def _check_map(encoder: Encoder, batch: Batch, inputs: Inputs, layers: dict[str,
         _require(encoder, bool(inside[tokens.mask].all()), f"{where}: real tokens must cover steps of their series")
         covered = (tokens.stop - tokens.start)[~tokens.mask]
         _require(encoder, bool((covered == 0).all()), f"{where}: masked tokens must cover no steps")
-        ordered = [bool((tokens.start[r, m].diff() >= 0).all()) for r, m in enumerate(tokens.mask)]
-        _require(encoder, all(ordered), f"{where}: tokens must follow the order of time")
-        if tokens.cls is not None:
+        if tokens.grid is None:
+            ordered = [bool((tokens.start[r, m].diff() >= 0).all()) for r, m in enumerate(tokens.mask)]
+            _require(encoder, all(ordered), f"{where}: tokens must follow the order of time")
+        else:
+            whole = bool((tokens.mask.sum(1) == tokens.grid.rows * tokens.grid.columns).all())
+            _require(encoder, whole, f"{where}: the real tokens must be those of its {tokens.grid}")
+        if tokens.cls is not None and x.shape[1] > 1:
             _require(encoder, not bool(tokens.mask[:, tokens.cls].any()), f"{where}: the class token must be masked")
         _require(encoder, bool(tokens.mask.any(1).all()), f"{where}: a row has no real token")
         _require(encoder, bool(x[tokens.mask].isfinite().all()), f"{where} has values that are not finite")
@@ -154,7 +159,7 @@ def _check_bump(encoder: Encoder, batch: Batch, layers: dict[str, Tensor], causa
     inputs, changed = _read(encoder, Batch(bumped, batch.observed, batch.lengths))
     for position, (name, x) in enumerate(layers.items()):
         tokens = inputs.tokens_of(name)
-        covering = tokens.mask & (tokens.start <= step) & (step < tokens.stop)
+        covering = _covering(tokens, step)
         if position == 0:
             _require(encoder, bool(covering.any(1).all()), f"layer {name!r}: no token covers step {step}")
             same = (changed[name] == x).all(-1) & covering
@@ -178,18 +183,37 @@ def _check_swap(encoder: Encoder, batch: Batch, causal: bool, local: bool) -> No
     what = f"a peak at step {peak} and a dip at step {dip} change places"
     for position, (name, x) in enumerate(before.items()):
         tokens = inputs.tokens_of(name)
-        covers = [tokens.mask & (tokens.start <= step) & (step < tokens.stop) for step in (peak, dip)]
+        covers = [_covering(tokens, step) for step in (peak, dip)]
         if position == 0:
             moved = (after[name] - x).abs().amax(-1).masked_fill(~tokens.mask, 0)  # [R, T]
             covering = covers[0] | covers[1]
             _require(encoder, bool((moved > 0)[covering].all()), f"layer {name!r}: a token does not move where {what}")
-            near = covering.float() if local else F.max_pool1d(covering[:, None].float(), 3, 1, 1)[:, 0]
+            near = covering.float() if local else _beside(tokens, covering)
             far = moved.masked_fill(near > 0, 0).amax(1) >= moved.amax(1)
             message = f"layer {name!r}: the token that moves most where {what} covers neither, so the token map is off"
             _require(encoder, not bool(far.any()), message)
         if causal:
             early = tokens.mask & (tokens.stop <= peak)
             _compare(encoder, after[name][early], x[early], name, f"tokens before the two where {what}")
+
+
+def _covering(tokens: TokenMap, step: int) -> Tensor:
+    """The real tokens that cover a step, `[R, T]`."""
+    if tokens.grid is None:
+        return tokens.mask & (tokens.start <= step) & (step < tokens.stop)
+    rows, columns, side = tokens.grid.rows, tokens.grid.columns, tokens.grid.side
+    covered = step // side * rows // side * columns + step % side * columns // side
+    return tokens.mask & (tokens.mask.cumsum(1) - 1 == covered)
+
+
+def _beside(tokens: TokenMap, covering: Tensor) -> Tensor:
+    """These tokens and those next to them, `[R, T]`; 1 and 0."""
+    if tokens.grid is None:
+        return F.max_pool1d(covering[:, None].float(), 3, 1, 1)[:, 0]
+    near = torch.zeros(covering.shape, device=covering.device)
+    picture = covering[tokens.mask].float().unflatten(0, (len(near), 1, tokens.grid.rows, tokens.grid.columns))
+    near[tokens.mask] = F.max_pool2d(picture, 3, 1, 1).flatten()
+    return near
 
 
 def _check_untrained(encoder: Encoder, batch: Batch, layers: dict[str, Tensor]) -> None:

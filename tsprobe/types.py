@@ -51,18 +51,34 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class Grid:
+    """The tokens of a picture: `rows` x `columns` of equal size over `side` x `side` pixels.
+
+    Step `row * side + column` of the series is a pixel.
+    """
+
+    rows: int
+    columns: int
+    side: int
+
+
+@dataclass(frozen=True)
 class TokenMap:
     """Which tokens are real and which steps of the window each one covers.
 
     `mask` is False for padding and special tokens (CLS, REG, EOS, masked output patches): they never enter a pooled
     vector. A token covers the steps from `start` up to, not including, `stop`; a token that is masked covers none.
     `cls` is the index of the class token where the encoder has one.
+
+    Where the series is a picture, `grid` says which pixels a token covers: the real tokens of each row are those of
+    the grid, line by line. Their steps only say to which segments a token belongs.
     """
 
     mask: Bool[Tensor, "R T"]
     start: Int[Tensor, "R T"]
     stop: Int[Tensor, "R T"]
     cls: int | None = None
+    grid: Grid | None = None
 
 
 @dataclass(frozen=True)

@@ -113,6 +113,11 @@ def without_weights() -> Iterator[None]:
         _WITH_WEIGHTS.reset(token)
 
 
+def wants_weights() -> bool:
+    """False inside `without_weights`, for families that find their weights in a way of their own."""
+    return _WITH_WEIGHTS.get()
+
+
 def load_pretrained(
     model_class: Any,
     config: Any,

@@ -17,10 +17,12 @@ import torch
 
 from tsprobe.errors import EncoderError
 from tsprobe.files import replace_file, replace_text
-from tsprobe.pretraining.corpus import COMPETITIONS, Series
+from tsprobe.pretraining.corpus import COMPETITIONS
 from tsprobe.pretraining.objectives.base import Loss
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from tsprobe.pretraining.train import Run
 
 MODEL_TYPE = "tsprobe-zoo"
@@ -40,15 +42,16 @@ class Record:
     sums: dict[str, float] = field(default_factory=dict)
     count: int = 0
 
-    def add(self, step: int, series: Series, loss: Loss) -> None:
+    def add(self, step: int, values: Tensor, loss: Loss) -> None:
+        """A step on samples `[N, ...]`."""
         numbers = {"loss": loss.total, "own": loss.own, "trivial": loss.trivial, **loss.parts}
         for name, value in numbers.items():
             self.sums[name] = self.sums.get(name, 0.0) + float(value.detach())
         if not torch.isfinite(loss.total):
             raise EncoderError(f"the loss is no longer finite after {step} steps: a lower rate may help")
         self.count += 1
-        self.series += len(series.values)
-        self.points += series.values.numel()
+        self.series += len(values)
+        self.points += values.numel()
 
     def close_row(self, step: int, rate: float) -> None:
         means = {name: total / self.count for name, total in self.sums.items()}
@@ -131,7 +134,7 @@ def ship(folder: Path, target: Path) -> None:
     if not about.get("finished"):
         raise EncoderError(f"{folder} holds no finished run: `tsprobe pretrain` goes on with it")
     target.mkdir(parents=True, exist_ok=True)
-    for name in SHIPPED:
+    for name in {*SHIPPED, *(file.name for file in folder.glob("*.safetensors"))}:  # a recipe may leave more weights
         shutil.copyfile(folder / name, target / name)
 
 

@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 import yaml
@@ -34,8 +34,39 @@ if TYPE_CHECKING:
     Stage = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 
 CHECKPOINT = "checkpoint.pt"
-_FILES = (CHECKPOINT, "spec.yaml", "losses.csv", "run.json", "config.json", "model.safetensors")
+_FILES = ("spec.yaml", "losses.csv", "run.json", "config.json")
 _CHECKS = 8  # looks at held-out series on the way
+
+
+class Fitting(Protocol):
+    """A run as the loop knows it. A recipe of another package gives one of its own to `fit`.
+
+    The spec has `steps`, `keep_every` (seconds), `dump()` and `same_run(dumped)`; what is random in a step follows from
+    the spec and the number of the step, so that a run that was stopped goes on to the same losses.
+    """
+
+    spec: Any
+    device: torch.device
+    record: Record
+    step: int
+    title: str
+    loads_as: str  # the family of encoders that takes the finished folder, as in `zoo:DIR`
+
+    def advance(self) -> None: ...
+
+    def look(self) -> dict[str, Any]:
+        """A row of held-out measures: `step`, `own`, `trivial` and `rank_means` at least."""
+        ...
+
+    def write_weights(self, folder: Path) -> None: ...
+
+    def describe(self, folder: Path) -> dict[str, Any]:
+        """Write `run.json` and give what it says."""
+        ...
+
+    def state(self) -> dict[str, Any]: ...
+
+    def restore(self, state: dict[str, Any]) -> None: ...
 
 
 class Run:
@@ -57,6 +88,8 @@ class Run:
         )
         self.record = Record()
         self.step = 0
+        self.title = f"pretrain {spec.objective}"
+        self.loads_as = "zoo"
 
     def advance(self) -> None:
         """One step. Everything random in it follows from the seed and the number of the step."""
@@ -72,9 +105,18 @@ class Run:
         self.optimiser.step()
         self.step += 1
         self.objective.after_step(self.model, self.step / spec.steps)
-        self.record.add(self.step, series, loss)
+        self.record.add(self.step, series.values, loss)
         if self.step % spec.log_every == 0 or self.step == spec.steps:
             self.record.close_row(self.step, rate(self.step - 1, spec))
+
+    def look(self) -> dict[str, Any]:
+        return examine(self.model, self.objective, self.corpus, self.step)
+
+    def write_weights(self, folder: Path) -> None:
+        write_weights(self, folder)
+
+    def describe(self, folder: Path) -> dict[str, Any]:
+        return describe(self, folder)
 
     def state(self) -> dict[str, Any]:
         return {
@@ -94,24 +136,30 @@ class Run:
 def pretrain(
     spec: PretrainSpec, folder: Path, device: str, *, stage: Stage, fresh: bool = False, until: int | None = None
 ) -> dict[str, Any]:
-    """Fit the network of a spec, going on where a stopped run was, and give what `run.json` says.
+    """Fit the network of a spec; see `fit`."""
+    return fit(Run(spec, device), folder, stage=stage, fresh=fresh, until=until)
 
-    `until` stops after that many steps, as a killed run would. Raises `SpecError` where the folder holds another run.
+
+def fit(run: Fitting, folder: Path, *, stage: Stage, fresh: bool = False, until: int | None = None) -> dict[str, Any]:
+    """Go on where a stopped run was, to the end, and give what `run.json` says.
+
+    `fresh` forgets what the folder holds; `until` stops after that many steps, as a killed run would. Raises
+    `SpecError` where the folder holds another run.
     """
+    spec = run.spec
     if fresh:
-        for name in _FILES:
-            (folder / name).unlink(missing_ok=True)
-    run = Run(spec, device)
+        for file in (folder / CHECKPOINT, *(folder / name for name in _FILES), *folder.glob("*.safetensors")):
+            file.unlink(missing_ok=True)
     _take_up(run, folder)
     replace_text(folder / "spec.yaml", yaml.safe_dump(spec.dump(), sort_keys=False))
-    with stage(f"pretrain {spec.objective}", spec.steps) as advance:
+    with stage(run.title, spec.steps) as advance:
         advance(run.step)
         kept = time.monotonic()
         while run.step < min(spec.steps, until or spec.steps):
             began = time.monotonic()
             run.advance()
             if run.step % max(1, spec.steps // _CHECKS) == 0 and run.step < spec.steps:
-                run.record.held_out.append(examine(run.model, run.objective, run.corpus, run.step))
+                run.record.held_out.append(run.look())
             run.record.seconds += time.monotonic() - began
             advance(1)
             if time.monotonic() - kept > spec.keep_every:
@@ -119,18 +167,18 @@ def pretrain(
                 kept = time.monotonic()
     _keep(run, folder)
     if run.step == spec.steps and not _looked_at(run):
-        write_weights(run, folder)  # first, so that the last look is at the weights that are kept
-        run.record.held_out.append(examine(run.model, run.objective, run.corpus, run.step))
+        run.write_weights(folder)  # first, so that the last look is at the weights that are kept
+        run.record.held_out.append(run.look())
         _keep(run, folder)
-    return describe(run, folder)
+    return run.describe(folder)
 
 
-def _looked_at(run: Run) -> bool:
+def _looked_at(run: Fitting) -> bool:
     return bool(run.record.held_out) and run.record.held_out[-1]["step"] == run.step
 
 
-def rate(step: int, spec: PretrainSpec) -> float:
-    """Linear warm-up, then a cosine down to a hundredth."""
+def rate(step: int, spec: Any) -> float:
+    """Linear warm-up to a spec's `rate`, then a cosine down to a hundredth of it."""
     if step < spec.warmup:
         return spec.rate * (step + 1) / spec.warmup
     part = (step - spec.warmup) / max(1, spec.steps - spec.warmup)
@@ -144,7 +192,7 @@ def half_where_possible(device: torch.device) -> Iterator[None]:
         yield
 
 
-def _take_up(run: Run, folder: Path) -> None:
+def _take_up(run: Fitting, folder: Path) -> None:
     file = folder / CHECKPOINT
     if not file.exists():
         return
@@ -157,7 +205,7 @@ def _take_up(run: Run, folder: Path) -> None:
     run.restore(state)
 
 
-def _keep(run: Run, folder: Path) -> None:
+def _keep(run: Fitting, folder: Path) -> None:
     replace_file(folder / CHECKPOINT, lambda handle: torch.save(run.state(), handle))
     run.record.write(folder)
-    describe(run, folder)
+    run.describe(folder)

@@ -1,0 +1,137 @@
+"""Image files as they lie in folders: which there are, and their pixels.
+
+Images are squashed to a square, since that leaves no object out, and masks and boxes shrink with them; colours by
+bilinear interpolation, masks and depths by the nearest pixel. They are taken as stored, without turning by EXIF, as
+COCO and ImageNet are annotated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from tsprobe.data.panel import Panel
+from tsprobe.errors import DataError, MissingPackageError, SpecError
+from vision.images import to_panel
+
+if TYPE_CHECKING:
+    from jaxtyping import Float32, Shaped, UInt8
+
+    Item = TypeVar("Item")
+
+_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+_PICTURES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB")  # 8 bits a channel
+_SMALLEST, _LARGEST = 8, 4096  # pixels a side that may be asked for
+
+
+def folder(name: str, path: str) -> Path:
+    """The folder of a task. Raises `DataError` where there is none."""
+    found = Path(path).expanduser()
+    if not path or not found.is_dir():
+        raise DataError(f"task {name!r}: {str(found)!r} is no folder")
+    return found
+
+
+def subfolder(name: str, parent: Path, names: Sequence[str]) -> Path:
+    """The first of these that there is. Raises `DataError`."""
+    for each in names:
+        if (parent / each).is_dir():
+            return parent / each
+    raise DataError(f"task {name!r}: {parent} has no folder {' or '.join(names)}")
+
+
+def pictures(where: Path) -> list[Path]:
+    """The image files in a folder and below, sorted; hidden ones are left out."""
+    return sorted(p for p in where.rglob("*") if p.suffix.lower() in _SUFFIXES and not p.name.startswith("."))
+
+
+def check_size(name: str, size: int) -> None:
+    if not _SMALLEST <= size <= _LARGEST:
+        raise SpecError(f"task {name!r}: size={size}; give {_SMALLEST} to {_LARGEST} pixels a side")
+
+
+def some(items: Sequence[Item], n: int, seed: tuple[int, ...]) -> list[Item]:
+    """n of them, drawn at random, in their order; all where n is 0 or there are fewer."""
+    if not 0 < n < len(items):
+        return list(items)
+    return [items[i] for i in np.sort(np.random.default_rng(seed).permutation(len(items))[:n]).tolist()]
+
+
+def read(path: Path, size: int) -> UInt8[np.ndarray, "3 H W"]:
+    """A picture in red, green and blue, what is transparent on white. Raises `DataError` for a file that is none."""
+    from PIL import Image
+
+    picture = _open(path)
+    if picture.mode not in _PICTURES:
+        raise DataError(f"{path} has mode {picture.mode}; give a picture of 8 bits a channel, such as RGB or grey")
+    if "A" in picture.mode or "transparency" in picture.info:
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+    small = picture.convert("RGB").resize((size, size), Image.Resampling.BILINEAR)
+    return np.asarray(small).transpose(2, 0, 1)
+
+
+def read_cut_out(path: Path, size: int) -> tuple[UInt8[np.ndarray, "3 H W"], Float32[np.ndarray, "H W"]]:
+    """A picture, and how much of each pixel belongs to it, from 0 to 1. Raises `DataError` for a file that is none."""
+    from PIL import Image
+
+    small = _open(path).convert("RGBA").resize((size, size), Image.Resampling.BILINEAR)
+    channels = np.asarray(small).transpose(2, 0, 1)
+    return channels[:3], channels[3].astype(np.float32) / 255
+
+
+def enlarge(image: UInt8[np.ndarray, "3 h w"], size: int) -> UInt8[np.ndarray, "3 H W"]:
+    """An image of other sides, by bilinear interpolation."""
+    from PIL import Image
+
+    grown = Image.fromarray(image.transpose(1, 2, 0)).resize((size, size), Image.Resampling.BILINEAR)
+    return np.asarray(grown).transpose(2, 0, 1)
+
+
+def read_map(path: Path) -> Shaped[np.ndarray, "h w"]:
+    """Numbers of one channel as stored: a mask, a palette's indices, a depth of 16 bits; or an array `.npy`.
+
+    Raises `DataError` for a file that is none of these.
+    """
+    if path.suffix == ".npy":
+        try:
+            values = np.load(path, allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise DataError(f"{path} cannot be read ({error})") from error
+    else:
+        picture = _open(path)
+        if picture.mode not in ("1", "L", "P", "F") and not picture.mode.startswith("I"):
+            raise DataError(f"{path} has mode {picture.mode}; give one channel (grey, palette, or 16 bits)")
+        values = np.asarray(picture)
+    if values.ndim != 2 or not values.size or values.dtype.kind not in "buif":
+        raise DataError(f"{path} has shape {list(values.shape)} of {values.dtype}; give one number a pixel, [H, W]")
+    return values
+
+
+def shrink(values: Shaped[np.ndarray, "h w"], size: int) -> Shaped[np.ndarray, "H W"]:
+    """The pixel at the middle of each of `size * size` equal parts."""
+    rows, columns = (((np.arange(size) + 0.5) * n / size).astype(np.int64) for n in values.shape)
+    return values[np.ix_(rows, columns)]
+
+
+def panel(name: str, paths: Sequence[Path], size: int, split: str) -> Panel:
+    """Pictures as series. Raises `DataError` where there is none."""
+    if not paths:
+        raise DataError(f"task {name!r}: no {split} picture")
+    return Panel(tuple(to_panel(read(p, size)[None])[0] for p in paths))
+
+
+def _open(path: Path) -> Any:
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise MissingPackageError("pillow", f"reading {path.name}", "vision") from error
+    try:
+        with Image.open(path) as picture:
+            picture.load()
+            return picture
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # all that Pillow raises
+        raise DataError(f"{path} is no readable image ({error})") from error

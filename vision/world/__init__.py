@@ -1,0 +1,1 @@
+"""A generated world with exact truth: pictures (`scenes`), clips (`clips`), and words about them (`words`)."""
