@@ -25,6 +25,7 @@ from tsprobe.study.progress import silent
 from tsprobe.tasks.base import Task
 from tsprobe.types import TokenMap
 
+TUNED = aligned.Tuned("zoo/jepa", "dense", "nothing")
 STUDY = {"tasks": ["dense/planted"], "probes": ("ridge",)}
 
 
@@ -131,7 +132,7 @@ def test_inserting_scales_changes_no_bit_of_any_layer(name: str) -> None:
     encoder = load_encoder(name)
     panel = as_panel(np.random.default_rng(0).standard_normal((3, 1, 96)).astype(np.float32))
     before = extract(encoder, panel, Reading(("mean", "std")))
-    scaled = aligned.retuned(encoder, "scaled", "", "")
+    scaled = aligned.retuned(encoder, "scaled", TUNED)
     scales = aligned.insert_scales(scaled)
     after = extract(scaled, panel, Reading(("mean", "std")))
     assert all((before.arrays[layer] == after.arrays[layer]).all() for layer in before.layers)
@@ -146,11 +147,13 @@ def test_inserting_scales_changes_no_bit_of_any_layer(name: str) -> None:
 
 def test_a_saved_encoder_is_the_one_that_was_tuned(tmp_path: Path) -> None:
     encoder = load_encoder("zoo/jepa")
-    tuned = aligned.retuned(encoder, "tuned", "dense", "nothing")
+    tuned = aligned.retuned(encoder, "tuned", TUNED)
     for i, scale in enumerate(aligned.insert_scales(tuned)):
         scale.data.add_(0.01 * (i + 1))
     tuned.module.backbone.norm.weight.data.mul_(1.5)
-    aligned.save(tuned, tmp_path / "encoder", base="zoo/jepa", recipe="dense", trained_on="nothing")
+    tuned.save(tmp_path / "encoder")
+    with pytest.raises(EncoderError, match="zoo/jepa was not tuned"):
+        encoder.save(tmp_path / "other")
     loaded = load_encoder(f"aligned:{tmp_path / 'encoder'}")
     panel = as_panel(np.random.default_rng(0).standard_normal((2, 1, 64)).astype(np.float32))
     a, b = (extract(e, panel, Reading(("mean",))) for e in (tuned, loaded))
@@ -251,25 +254,25 @@ def test_a_run_that_was_killed_ends_with_the_same_weights(tmp_path: Path) -> Non
     def tuning() -> Tuning:
         return Tuning(asked, planted(), ("block.1",), [])
 
-    whole = tune(tuning(), tmp_path / "a", "planted", stage=silent, name="a")
-    assert tune(tuning(), tmp_path / "b", "planted", stage=silent, name="b", until=3) is None
-    resumed = tune(tuning(), tmp_path / "b", "planted", stage=silent, name="b")
+    whole = tune(tuning(), tmp_path / "a", stage=silent, name="a")
+    assert tune(tuning(), tmp_path / "b", stage=silent, name="b", until=3) is None
+    resumed = tune(tuning(), tmp_path / "b", stage=silent, name="b")
     assert whole is not None
     assert resumed is not None
     assert whole.fingerprint() == resumed.fingerprint() != planted().fingerprint()
     assert (tmp_path / "a" / "losses.csv").read_text() == (tmp_path / "b" / "losses.csv").read_text()
     with pytest.raises(SpecError, match="holds a run with other settings"):
-        tune(Tuning(spec(steps=7), planted(), ("block.1",), []), tmp_path / "b", "planted", stage=silent, name="b")
+        tune(Tuning(spec(steps=7), planted(), ("block.1",), []), tmp_path / "b", stage=silent, name="b")
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
     tuning = Tuning(spec(steps=6), planted(), ("block.1",), [])
-    tune(tuning, tmp_path, "planted", stage=silent, name="a", until=2)
+    tune(tuning, tmp_path, stage=silent, name="a", until=2)
     tuning.student.encoder.module.embed.bias.data.fill_(torch.nan)
     with pytest.raises(EncoderError, match=r"the loss of batch 2 is not finite .*core block\.1 nan"):
         tuning.advance()
     again = Tuning(spec(steps=6), planted(), ("block.1",), [])
-    found = tune(again, tmp_path, "planted", stage=silent, name="a")
+    found = tune(again, tmp_path, stage=silent, name="a")
     assert found is not None
     assert all(p.isfinite().all() for p in found.module.parameters())
 
@@ -290,7 +293,7 @@ def test_bad_requests_say_what_would_be_right(tmp_path: Path) -> None:
 
 def test_a_student_that_hides_sees_less_and_one_that_does_not_is_the_encoder() -> None:
     encoder = load_encoder("zoo/reconstruction")
-    student = Student(encoder, mask=0.5, mask_block=2, stochastic_depth=0.2, layer_scale=True)
+    student = Student(encoder, TUNED, mask=0.5, mask_block=2, stochastic_depth=0.2, layer_scale=True)
     lesson = Unlabelled(encoder, ("kernel_synth",), 128, 0, segments=False).lesson(0, 4)
     inputs = encoder.prepare(lesson.batch)
     with torch.no_grad():
@@ -310,3 +313,44 @@ def test_lift_is_the_share_of_the_gap() -> None:
     assert found["lift"] == pytest.approx(0.75)
     assert found["lift_low"] == pytest.approx(0.75)
     assert math.isnan(_lift([first, first, then], same=True)["lift"])
+
+
+@pytest.mark.parametrize("recipe", ["joint", "labels", "state"])
+def test_the_other_recipes_learn_what_they_are_given(recipe: str) -> None:
+    encoder = load_encoder("zoo/contrastive")
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((60, 1, 64)).astype(np.float32)
+    size = rng.uniform(0, 3, 60)
+    x += (np.sin(np.arange(64) / 3) * size[:, None, None]).astype(np.float32)
+    y = (size > 1.5).astype(int)
+    half = np.where(np.arange(60) % 2, size, np.nan)
+    given = {
+        "joint": [],
+        "labels": [tp.Classification("waves", (x, y), (x, y))],
+        "state": [tp.Regression("waves", (x, half), (x, size))],
+    }[recipe]
+    asked = spec(encoder="zoo/contrastive", recipe=recipe, labelled=["waves"] if given else [], steps=12, rate=1e-3)
+    tuning = Tuning(asked, encoder, ("block.2", "block.8") if recipe == "joint" else (), given)
+    tuning.look()
+    for _ in range(12):
+        tuning.advance()
+    tuning.look()
+    first, last = tuning.rows[0], tuning.rows[-1]
+    names = {"joint": {"core block.2", "core block.8"}}.get(recipe, {"waves"})
+    assert set(last) == {"step", "held_out"} | names
+    assert sum(last[name] for name in names) < 0.95 * sum(first[name] for name in names)
+
+
+def test_align_from_python_gives_the_tuned_encoder_or_the_one_that_needs_nothing(tmp_path: Path) -> None:
+    settings = {"steps": 3, "batch": 8, "length": 64, "controls": (), "teacher": "block.1", "probes": ("ridge",)}
+    asked = task()
+    tuned = tp.align(planted(), "dense", asked, out=tmp_path / "a", **settings)
+    assert tuned.name == "planted+dense"
+    assert {"encoder", "before", "after", "lift.csv", "report.html", "spec.yaml", "provenance.json"} <= {
+        path.name for path in (tmp_path / "a").iterdir()
+    }
+    assert "planted" in (tmp_path / "a" / "report.html").read_text()
+    exposed = planted()
+    exposed.module.blocks[2].down.weight.data.zero_()
+    with pytest.warns(UserWarning, match="no repair needed"):
+        assert tp.align(exposed, "dense", asked, **{**settings, "teacher": "auto"}) is exposed

@@ -14,7 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tsprobe.api import probe
+    from tsprobe.api import align, probe
     from tsprobe.data.text import Question
     from tsprobe.encoders import load_encoder
     from tsprobe.study import Study
@@ -32,6 +32,7 @@ _HOMES = {
     "Questions": "tsprobe.tasks",
     "Regression": "tsprobe.tasks",
     "Study": "tsprobe.study",
+    "align": "tsprobe.api",
     "load_encoder": "tsprobe.encoders",
     "load_task": "tsprobe.tasks",
     "probe": "tsprobe.api",
@@ -39,7 +40,7 @@ _HOMES = {
 
 __all__ = [
     "Classification", "Dense", "Forecasting", "MultiLabel", "Question", "Questions", "Regression", "Study",
-    "load_encoder", "load_task", "probe",
+    "align", "load_encoder", "load_task", "probe",
 ]  # fmt: skip
 
 

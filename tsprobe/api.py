@@ -1,4 +1,4 @@
-"""`tp.probe`: a study from Python, on names or on the caller's own encoders and tasks."""
+"""`tp.probe` and `tp.align` from Python, on names or on the caller's own encoders and tasks."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tsprobe.encoders import load_encoder
 from tsprobe.encoders.base import Encoder
 from tsprobe.errors import MissingPackageError, SpecError
 from tsprobe.study import Study, StudySpec, make_spec, run_study
@@ -65,6 +66,46 @@ def probe(
         study.report(folder / "report.html")
         _track(study, spec)
     return study
+
+
+def align(
+    encoder: str | Encoder,
+    recipe: str,
+    tasks: str | Task | Sequence[str | Task],
+    *,
+    out: str | Path | None = None,
+    probes: Sequence[str] = ("ridge",),
+    **settings: Any,
+) -> Encoder:
+    """The encoder, tuned by a recipe (`dense`, `joint`, `labels`, `state`): what was hidden is in its final layer.
+
+    `tasks` are studied before and after; further settings are those of a config file (`steps`, `lift`, `teacher`,
+    `labelled`, ...). With `out` the studies, `lift.csv`, the report and the encoder are kept in that folder. Where
+    nothing is hidden the encoder is given back as it is, with a warning that says so (`force=True` tunes it anyway).
+
+    Raises `SpecError` for a setting that makes no sense, `EncoderError` for an encoder that cannot be tuned.
+    """
+    from tsprobe.alignment import AlignSpec, run_alignment
+    from tsprobe.settings import validated
+
+    named = {t if isinstance(t, str) else _name(t, "task"): t for t in _list(tasks)}
+    study = {"tasks": list(named), "probes": _list(probes)}
+    asked = {"encoder": encoder if isinstance(encoder, str) else encoder.name, "recipe": recipe, "study": study}
+    spec = validated(AlignSpec, {**asked, **settings})
+    folder = Path(tempfile.mkdtemp(prefix="tsprobe-") if out is None else out)
+    given = encoder if isinstance(encoder, Encoder) else load_encoder(encoder)
+    try:
+        with bars() as stage:
+            outcome = run_alignment(
+                spec, folder, stage=stage, encoder=given,
+                tasks={name: t for name, t in named.items() if isinstance(t, Task)},
+            )  # fmt: skip
+    finally:
+        if out is None:
+            shutil.rmtree(folder, ignore_errors=True)
+    if outcome.encoder is None:
+        warnings.warn(outcome.message, stacklevel=2)
+    return outcome.encoder or given
 
 
 def _track(study: Study, spec: StudySpec) -> None:

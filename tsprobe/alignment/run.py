@@ -101,7 +101,7 @@ def run_alignment(
             taught = teachers if not control or its.teacher == spec.teacher else (str(its.teacher),)
             begin = time.perf_counter()
             label = f"{spec.recipe}{' ' + control if control else ''}"
-            found = tune(Tuning(its, base, taught, labelled), where, spec.encoder, stage=stage, name=label)
+            found = tune(Tuning(its, base, taught, labelled), where, stage=stage, name=label)
             assert found is not None
             found.name = f"{base.name}+{label.replace(' ', '-')}"
             clock[f"tuning {label}"] = time.perf_counter() - begin

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from tsprobe.capture.hooks import read_layers
-from tsprobe.encoders.aligned import insert_scales, retuned
+from tsprobe.encoders.aligned import Tuned, insert_scales, retuned
 from tsprobe.encoders.base import Encoder
 from tsprobe.errors import EncoderError
 
@@ -28,9 +28,16 @@ class Student:
     """A trainable copy of an encoder. `tokens(inputs)` are those of its final layer, `[R, T, D]`."""
 
     def __init__(
-        self, encoder: Encoder, *, mask: float, mask_block: int, stochastic_depth: float, layer_scale: bool
+        self,
+        encoder: Encoder,
+        tuned: Tuned,
+        *,
+        mask: float = 0.0,
+        mask_block: int = 2,
+        stochastic_depth: float = 0.0,
+        layer_scale: bool = True,
     ) -> None:
-        self.encoder = retuned(encoder, encoder.name, "student", "")
+        self.encoder = retuned(encoder, encoder.name, tuned)
         self.mask, self.mask_block, self.stochastic_depth = mask, mask_block, stochastic_depth
         self.rng = torch.Generator()
         self._tuning = False

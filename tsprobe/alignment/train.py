@@ -50,8 +50,8 @@ class Tuning:
                 self.lessons = Unlabelled(encoder, spec.sources, spec.length, spec.seed, segments=segments)
             self.looks = [self.lessons.lesson(HELD_OUT + i, spec.batch) for i in range(_LESSONS)]
             self.student = Student(
-                encoder, mask=spec.mask, mask_block=spec.mask_block, stochastic_depth=spec.stochastic_depth,
-                layer_scale=spec.layer_scale,
+                encoder, aligned.Tuned(spec.encoder, spec.recipe, _learned_from(spec)), mask=spec.mask,
+                mask_block=spec.mask_block, stochastic_depth=spec.stochastic_depth, layer_scale=spec.layer_scale,
             )  # fmt: skip
             self.criterion: Layers | Targets
             if RECIPES[spec.recipe].labelled:
@@ -127,9 +127,7 @@ class Tuning:
         self.optimiser.load_state_dict(state["optimiser"])
 
 
-def tune(
-    tuning: Tuning, folder: Path, base: str, *, stage: Stage, name: str, until: int | None = None
-) -> Encoder | None:
+def tune(tuning: Tuning, folder: Path, *, stage: Stage, name: str, until: int | None = None) -> Encoder | None:
     """Tune to the end, going on where a stopped run was, and give the encoder that `folder/encoder` then holds.
 
     `until` stops after that many steps, as a killed run would, and gives None. Raises `SpecError` where the folder
@@ -159,8 +157,7 @@ def tune(
         return None
     module = tuning.student.encoder.module
     module.load_state_dict(tuning.best[1])
-    about = _learned_from(spec)
-    aligned.save(tuning.student.encoder, folder / "encoder", base=base, recipe=spec.recipe, trained_on=about)
+    tuning.student.encoder.save(folder / "encoder")
     return aligned.Aligned.load(str(folder / "encoder"), base=tuning.base)
 
 

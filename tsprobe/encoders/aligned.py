@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import json
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -59,12 +59,12 @@ class Aligned:
         folder = hub.find_folder(source, FAMILY)
         config = hub.read_config(folder, FAMILY, MODEL_TYPE)
         with hub.building(folder, FAMILY):
-            named, recipe = str(config["base"]), str(config["recipe"])
-            scaled, trained_on = bool(config["scaled"]), str(config["trained_on"])
+            tuned = Tuned(str(config["base"]), str(config["recipe"]), str(config["trained_on"]))
+            scaled = bool(config["scaled"])
         if base is None:
             with hub.without_weights():
-                base = load_named(named)
-        encoder = retuned(base, f"{FAMILY}:{source}", recipe, trained_on)
+                base = load_named(tuned.base)
+        encoder = retuned(base, f"{FAMILY}:{source}", tuned)
         if scaled:
             insert_scales(encoder)
         hub.fill(encoder.module, hub.read_state(folder, FAMILY), folder, FAMILY)
@@ -72,28 +72,39 @@ class Aligned:
         return encoder
 
 
-def save(encoder: Encoder, folder: Path, *, base: str, recipe: str, trained_on: str) -> None:
-    """Write what `Aligned.load` reads. Raises `StorageError`."""
+@dataclass(frozen=True)
+class Tuned:
+    """Which encoder was tuned, by which recipe, and on what."""
+
+    base: str
+    recipe: str
+    trained_on: str
+
+
+def save(encoder: Encoder, folder: Path) -> None:
+    """Write what `Aligned.load` reads. Raises `EncoderError` for one that was not tuned, `StorageError`."""
     from safetensors.torch import save as to_bytes
 
+    if not isinstance(encoder.tuned, Tuned):
+        raise EncoderError(f"{encoder.name} was not tuned: it is loaded by its name, and there is nothing to save")
     state = encoder.module.state_dict()
     weights = to_bytes({name: value.detach().cpu().clone().contiguous() for name, value in state.items()})
     replace_file(folder / "model.safetensors", lambda handle: handle.write(weights))
-    config = {
-        "model_type": MODEL_TYPE, "base": base, "recipe": recipe, "trained_on": trained_on,
-        "scaled": any(name.endswith(SCALE) for name in state),
-    }  # fmt: skip
+    scaled = any(name.endswith(SCALE) for name in state)
+    config = {"model_type": MODEL_TYPE, **asdict(encoder.tuned), "scaled": scaled}
     replace_text(folder / "config.json", json.dumps(config, indent=1) + "\n")
 
 
-def retuned(encoder: Encoder, name: str, recipe: str, trained_on: str) -> Encoder:
+def retuned(encoder: Encoder, name: str, tuned: Tuned) -> Encoder:
     """A copy with weights of its own under another name, its facts saying what was done to it."""
     twin = copy.copy(encoder)
     twin.module = copy.deepcopy(encoder.module)
-    twin.name = name
+    twin.name, twin.tuned = name, tuned
     facts = encoder.facts
     twin.facts = replace(
-        facts, objective=f"{facts.objective} + {recipe}", pretrained_on=f"{facts.pretrained_on}; then {trained_on}"
+        facts,
+        objective=f"{facts.objective} + {tuned.recipe}",
+        pretrained_on=f"{facts.pretrained_on}; then {tuned.trained_on}",
     )
     return twin
 

@@ -11,6 +11,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -88,6 +89,7 @@ class Encoder(ABC):
         self.taps = dict(taps)
         self.final = self.final_of_steps = final
         self.facts = facts
+        self.tuned: Any = None  # what alignment did to it
         self._heads = heads
 
     @property
@@ -142,6 +144,12 @@ class Encoder(ABC):
         twin.name = self.name + UNTRAINED
         twin.facts = replace(self.facts, objective="untrained", pretrained_on="nothing", overlaps=())
         return twin
+
+    def save(self, folder: str | Path) -> None:
+        """Write a tuned encoder to a folder that `load_encoder("aligned:FOLDER")` takes; see `aligned.save`."""
+        from tsprobe.encoders import aligned
+
+        aligned.save(self, Path(folder))
 
     def fingerprint(self) -> str:
         """SHA-256 over the names, shapes and values of all weights, and of where the layers are read."""
