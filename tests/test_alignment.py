@@ -313,6 +313,8 @@ def test_lift_is_the_share_of_the_gap() -> None:
     assert found["lift"] == pytest.approx(0.75)
     assert found["lift_low"] == pytest.approx(0.75)
     assert math.isnan(_lift([first, first, then], same=True)["lift"])
+    unsure = torch.tensor([0.9, 0.3, 1.0])  # in one of the resamples there is no gap
+    assert math.isnan(_lift([first, unsure, then], same=False)["lift"])
 
 
 @pytest.mark.parametrize("recipe", ["joint", "labels", "state"])

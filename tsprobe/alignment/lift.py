@@ -2,8 +2,9 @@
 
 lift = (final after - final before) / (hidden before - final before): 0 where nothing came of it, 1 where the output
 carries what the best hidden layer did, above 1 where it carries more than any layer did. All three are test scores;
-the hidden layer is chosen by inner folds. The interval is a paired bootstrap over test series. Where the chosen layer
-is the final one, nothing is hidden, and there is no lift (NaN): `final_after` then shows the price.
+the hidden layer is chosen by inner folds. The interval is a paired bootstrap over test series. Where nothing is hidden,
+since the chosen layer is the final one or the interval of its gap reaches 0, there is no gap to take a share of, and
+the lift is NaN: `final_after` then shows the price.
 """
 
 from __future__ import annotations
@@ -88,9 +89,11 @@ def _scores(pair: Pair, grid: Grid, place: tuple[int, int, int]) -> Float[torch.
 
 
 def _lift(samples: list[torch.Tensor], *, same: bool) -> dict[str, float]:
-    if same:
-        return {"lift": math.nan, "lift_low": math.nan, "lift_high": math.nan}
     first, hidden, then = samples
+    gaps = (hidden - first)[1:]
+    gaps = gaps[gaps.isfinite()]
+    if same or not len(gaps) or float(gaps.quantile(0.025)) <= 0:
+        return {"lift": math.nan, "lift_low": math.nan, "lift_high": math.nan}
     lifts = ((then - first) / (hidden - first)).numpy()
     drawn = lifts[1:][np.isfinite(lifts[1:])]
     low, high = np.quantile(drawn, [0.025, 0.975]) if len(drawn) else (math.nan, math.nan)
