@@ -13,7 +13,7 @@ from tsprobe.report import text
 if TYPE_CHECKING:
     import pandas as pd
 
-WIDTH = 360  # of a drawing, in px
+WIDTH = 296  # of a drawing, in px
 _MARGIN = 14
 
 
