@@ -55,8 +55,8 @@ class Case(NamedTuple):
 CASES = (
     Case("logistic", 13, 1000, 384, 2, 3),
     Case("logistic", 13, 1000, 384, 10, 1, 1),
-    Case("logistic", 4, 1000, 768, 60, 1, 1, tolerances=(1e-4,)),
-    Case("logistic", 4, 10_000, 768, 2, 1, 1, tolerances=(1e-4,)),
+    Case("logistic", 3, 1000, 768, 60, 1, 1, tolerances=(1e-4,)),
+    Case("logistic", 3, 10_000, 768, 2, 1, 1, tolerances=(1e-4,)),
     Case("ridge", 13, 1000, 384, 2, 3),
     Case("ridge", 13, 1000, 768, 60, 3),
     Case("ridge", 13, 10_000, 384, 10, 3),

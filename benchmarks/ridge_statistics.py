@@ -5,7 +5,7 @@
 Writes `benchmarks/results/ridge_statistics-cpu.json` and `.md`. Every run is a process of its own, forked after the
 imports; memory is how far its resident set grows beyond what it was with the series loaded. The encoder is small, so
 that reading does not hide the rest: a patch embedding, and L blocks that each mix the D dimensions of T tokens. Times
-are medians of three runs, ways in turn, and single runs from 100,000 series on. Both ways read all layers, give three
+are medians of two runs, ways in turn, and single runs from 100,000 series on. Both ways read all layers, give three
 poolings, and end with the test predictions of the best of nine strengths.
 """
 
@@ -136,7 +136,7 @@ def run(case: Case, way: str) -> tuple[float, float, float]:
 
 
 def measure(case: Case) -> list[Row]:
-    rounds = 3 if case.N < 100_000 else 1
+    rounds = 2 if case.N < 100_000 else 1
     ways = WAYS if case.N <= KEPT else ("statistics",)
     runs: dict[str, list[tuple[float, float, float]]] = {way: [] for way in ways}
     for _ in range(rounds):
