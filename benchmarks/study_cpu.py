@@ -178,7 +178,7 @@ def one_round(encoder: Encoder, tasks: list[Task]) -> dict[str, dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--series", type=int, default=400, help="training series; half as many are for the test")
+    parser.add_argument("--series", type=int, default=300, help="training series; half as many are for the test")
     options = parser.parse_args()
     encoder = chronos_bolt()
     settings = f"n_train={options.series}&n_test={options.series // 2}"
