@@ -23,7 +23,6 @@ from typing import Any
 import numpy as np
 
 from tsprobe.errors import DataError, SpecError
-from tsprobe.tasks import options
 from tsprobe.tasks.base import MultiLabel, Task
 from vision.tasks import files, pixels
 
@@ -51,10 +50,7 @@ class _Picture:
 def load_coco(name: str) -> Task:
     """Raises `DataError` for files that are missing or broken, objects outside their picture, pictures that are not as
     large as the annotations say, or other categories in the test; `SpecError` for settings."""
-    path, _, query = name.partition("?")
-    settings = options.read_settings(f"coco/{name}", query, _Settings())
-    full = f"coco/{path}{options.written(settings, _Settings())}"
-    files.check_size(full, settings.size)
+    settings, full, path = files.asked("coco", name, _Settings())
     if settings.ask not in _ASKS:
         raise SpecError(f"task {full!r}: ask={settings.ask!r}; give {' or '.join(_ASKS)}")
     root = files.folder(full, path)

@@ -15,6 +15,7 @@ import numpy as np
 
 from tsprobe.data.panel import Panel
 from tsprobe.errors import DataError, MissingPackageError, SpecError
+from tsprobe.tasks import options
 from vision.images import to_panel
 
 if TYPE_CHECKING:
@@ -46,6 +47,18 @@ def subfolder(name: str, parent: Path, names: Sequence[str]) -> Path:
 def pictures(where: Path) -> list[Path]:
     """The image files in a folder and below, sorted; hidden ones are left out."""
     return sorted(p for p in where.rglob("*") if p.suffix.lower() in _SUFFIXES and not p.name.startswith("."))
+
+
+def asked(source: str, name: str, usual: Any) -> tuple[Any, str, str]:
+    """Of `PATH?setting=value`: the settings, which have a `size`, the task's full name, and the path.
+
+    Raises `SpecError` for settings that are none of `usual`, or make no sense.
+    """
+    path, _, query = name.partition("?")
+    settings = options.read_settings(f"{source}/{name}", query, usual)
+    full = f"{source}/{path}{options.written(settings, usual)}"
+    check_size(full, settings.size)
+    return settings, full, path
 
 
 def check_size(name: str, size: int) -> None:

@@ -28,7 +28,6 @@ from pathlib import Path
 import numpy as np
 
 from tsprobe.errors import DataError, SpecError
-from tsprobe.tasks import options
 from tsprobe.tasks.base import Classification, Task
 from vision.tasks import files, pixels, tracking
 
@@ -60,10 +59,7 @@ class _Tracked:
 
 def load_imagefolder(name: str) -> Task:
     """Raises `DataError` for a folder, class or picture that is missing or broken, `SpecError` for settings."""
-    path, _, query = name.partition("?")
-    settings = options.read_settings(f"imagefolder/{name}", query, _Pictures())
-    full = f"imagefolder/{path}{options.written(settings, _Pictures())}"
-    files.check_size(full, settings.size)
+    settings, full, path = files.asked("imagefolder", name, _Pictures())
     root = files.folder(full, path)
     pairs = []
     for is_test, (names, n) in enumerate(((_TRAIN, settings.n_train), (_TEST, settings.n_test))):
@@ -85,10 +81,7 @@ def _filled(name: str, each: Path) -> list[Path]:
 
 def load_nyu(name: str) -> Task:
     """Raises as `load_imagefolder` does, and `DataError` for a picture without a depth, or of other proportions."""
-    path, _, query = name.partition("?")
-    settings = options.read_settings(f"nyu/{name}", query, _Depth())
-    full = f"nyu/{path}{options.written(settings, _Depth())}"
-    files.check_size(full, settings.size)
+    settings, full, path = files.asked("nyu", name, _Depth())
     if not settings.unit > 0:
         raise SpecError(f"task {full!r}: unit={settings.unit}; give how much of a depth picture is one metre")
     root = files.folder(full, path)
@@ -135,10 +128,7 @@ def _depth(path: Path, settings: _Depth) -> np.ndarray:
 def load_davis(name: str) -> Task:
     """Raises as `load_imagefolder` does, and `DataError` for frames without masks, masks of another size, and clips
     of fewer than four frames."""
-    path, _, query = name.partition("?")
-    settings = options.read_settings(f"davis/{name}", query, _Tracked())
-    full = f"davis/{path}{options.written(settings, _Tracked())}"
-    files.check_size(full, settings.size)
+    settings, full, path = files.asked("davis", name, _Tracked())
     if settings.frames < 4:
         raise SpecError(f"task {full!r}: frames={settings.frames}; give at least 4")
     root = files.folder(full, path)

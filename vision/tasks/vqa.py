@@ -23,7 +23,6 @@ import numpy as np
 from tsprobe.data.panel import Panel
 from tsprobe.data.text import Question, normal
 from tsprobe.errors import DataError
-from tsprobe.tasks import options
 from tsprobe.tasks.base import Task
 from tsprobe.tasks.language import Questions
 from vision.images import to_panel
@@ -42,10 +41,7 @@ class _Settings:
 
 def load_vqa(name: str) -> Task:
     """Raises `DataError` for files that are missing or broken, `SpecError` for settings."""
-    path, _, query = name.partition("?")
-    settings = options.read_settings(f"vqa/{name}", query, _Settings())
-    full = f"vqa/{path}{options.written(settings, _Settings())}"
-    files.check_size(full, settings.size)
+    settings, full, path = files.asked("vqa", name, _Settings())
     root = files.folder(full, path)
     pairs, groups = [], []
     for is_test, (split, n) in enumerate((("train", settings.n_train), ("val", settings.n_test))):
