@@ -23,7 +23,6 @@ trained on all rows answers for the test rows as it was at that step.
 
 from __future__ import annotations
 
-import itertools
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -251,7 +250,7 @@ class Trainer:
             optimiser, lambda s: min(1.0, (s + 1) / _WARM) * (1 - 0.9 * s / last)
         )
         size = min(series, _BATCH if self._part.offset is None else max(1, _BATCH_STEPS // rows))
-        for step, at in zip(range(1, last + 1), _batches(series, size, generator), strict=False):
+        for step, at in zip(range(1, last + 1), base.minibatches(series, size, generator), strict=False):
             part = self._part.take(at.to(self._z.device))
             loss = self._goal.loss(self._read(self._z, part), part.index.flatten())
             optimiser.zero_grad()
@@ -303,9 +302,3 @@ def _prepared(
             moved = [(scale(some.double()) @ axes)[0].float() for some in part.split(_SAMPLE, 1)]
             to.append(torch.cat(moved).unflatten(0, (-1, tokens)))
     return torch.stack(found[0]), torch.stack(found[1])
-
-
-def _batches(n: int, size: int, generator: torch.Generator) -> Iterator[Int[Tensor, " size"]]:
-    """Numbers in random order, again and again; what is left of them at the end is left out."""
-    for _ in itertools.count():
-        yield from torch.randperm(n, generator=generator)[: n // size * size].split(size)

@@ -327,3 +327,9 @@ def solve_by_fold(problem: Problem, fit: Fit, x: Float[Tensor, "g N D"], x_test:
         held_out[:, :, ~rows] = part
     assert held_out is not None  # check() wants two folds
     return Solved(held_out, fit(x, x_test, torch.ones_like(problem.folds, dtype=torch.bool)))
+
+
+def minibatches(n: int, size: int, generator: torch.Generator) -> Iterator[Int[Tensor, " size"]]:
+    """Numbers below n in random order, again and again; what is left of them at the end is left out."""
+    while True:
+        yield from torch.randperm(n, generator=generator)[: n // size * size].split(size)

@@ -20,7 +20,6 @@ most likely one at a time.
 
 from __future__ import annotations
 
-import itertools
 import math
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -245,7 +244,7 @@ class Reader:
             optimiser, lambda s: min(1.0, (s + 1) / _WARM) * (1 - 0.9 * s / stops[-1])
         )
         size = min(self.decoder.batch, len(questions))
-        rows = _batches(len(questions), size, generator)
+        rows = base.minibatches(len(questions), size, generator)
         for step, batch in zip(range(1, stops[-1] + 1), rows, strict=False):
             passes = (step - 1) // (len(questions) // size)
             part = texts.take(first[batch] + (batch + passes) % count[batch])
@@ -328,13 +327,6 @@ def _answering(reader: Reader, target: base.Target, asked: Asked) -> Callable[[T
 def _filled(numbers: list[int], width: int) -> list[int]:
     """Cut, or filled up with zeros."""
     return numbers[:width] + [0] * (width - len(numbers))
-
-
-def _batches(n: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Rows in random order, again and again; what is left of them at the end is left out."""
-    for _ in itertools.count():
-        order = torch.randperm(n, generator=generator)
-        yield from order[: n // size * size].split(size)
 
 
 def _clip(weights: Sequence[Tensor]) -> None:
