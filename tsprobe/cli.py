@@ -41,6 +41,7 @@ class Nan(StrEnum):
 
 Out = Annotated[Path | None, typer.Option(help="Output folder; by default runs/NAME_OF_THE_CONFIG.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; by default a GPU where there is one.")]
+Resume = Annotated[bool, typer.Option("--resume/--fresh", help="Go on where a stopped run was, or forget it.")]
 Missing = Annotated[
     Nan | None, typer.Option("--nan", help="handle: mask or interpolate missing values and count them; error: refuse.")
 ]
@@ -65,8 +66,7 @@ def run(
     from tsprobe.study import read_spec, run_study
     from tsprobe.study.progress import bars
 
-    overrides = [*(set_ or ()), *([f"device={device}"] if device else ()), *([f"missing={nan.value}"] if nan else ())]
-    spec = read_spec(config, tuple(overrides))
+    spec = read_spec(config, (*_overrides(set_, device), *([f"missing={nan.value}"] if nan else ())))
     folder = out or Path("runs") / config.stem
     with bars() as stage:
         study = run_study(spec, folder, stage=stage, fresh=not resume)
@@ -146,9 +146,7 @@ def pretrain(
     ] = None,
     out: Out = None,
     device: Device = None,
-    resume: Annotated[
-        bool, typer.Option("--resume/--fresh", help="Go on where a stopped run was, or forget it.")
-    ] = True,
+    resume: Resume = True,
 ) -> None:
     """Train a small encoder on generated data with one objective; all else is equal for every objective.
 
@@ -159,7 +157,7 @@ def pretrain(
     from tsprobe.study.progress import bars
     from tsprobe.study.run import pick_device
 
-    settings = read_settings(config, (*(set_ or ()), *([f"device={device}"] if device else ())))
+    settings = read_settings(config, _overrides(set_, device))
     fitting = load_run(settings, pick_device(str(settings.get("device", "auto"))))
     folder = out or Path("runs") / config.stem
     with bars() as stage:
@@ -181,9 +179,7 @@ def align(
     ] = None,
     out: Out = None,
     device: Device = None,
-    resume: Annotated[
-        bool, typer.Option("--resume/--fresh", help="Go on where a stopped run was, or forget it.")
-    ] = True,
+    resume: Resume = True,
 ) -> None:
     """Tune an encoder so that its output carries what its hidden layers do, and study it before and after.
 
@@ -193,7 +189,7 @@ def align(
     from tsprobe.alignment import read_align_spec, run_alignment
     from tsprobe.study.progress import bars
 
-    spec = read_align_spec(config, (*(set_ or ()), *([f"device={device}"] if device else ())))
+    spec = read_align_spec(config, _overrides(set_, device))
     folder = out or Path("runs") / config.stem
     with bars() as stage:
         outcome = run_alignment(spec, folder, stage=stage, fresh=not resume)
@@ -218,6 +214,10 @@ def doctor() -> None:
     _table(["what", "state", "detail"], [[c.what, c.state, c.detail] for c in checks])
     if any(c.state in ("missing", "broken") for c in checks):
         raise typer.Exit(1)
+
+
+def _overrides(set_: list[str] | None, device: str | None) -> tuple[str, ...]:
+    return (*(set_ or ()), *([f"device={device}"] if device else ()))
 
 
 def _track(study: Study, spec: StudySpec) -> tuple[str, bool]:

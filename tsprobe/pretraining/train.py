@@ -150,7 +150,7 @@ def fit(run: Fitting, folder: Path, *, stage: Stage, fresh: bool = False, until:
     if fresh:
         for file in (folder / CHECKPOINT, *(folder / name for name in _FILES), *folder.glob("*.safetensors")):
             file.unlink(missing_ok=True)
-    _take_up(run, folder)
+    take_up(run, folder)
     replace_text(folder / "spec.yaml", yaml.safe_dump(spec.dump(), sort_keys=False))
     with stage(run.title, spec.steps) as advance:
         advance(run.step)
@@ -192,7 +192,20 @@ def half_where_possible(device: torch.device) -> Iterator[None]:
         yield
 
 
-def _take_up(run: Fitting, folder: Path) -> None:
+class Resumed(Protocol):
+    """What `take_up` needs to know of a run."""
+
+    spec: Any
+    device: torch.device
+
+    def restore(self, state: dict[str, Any]) -> None: ...
+
+
+def take_up(run: Resumed, folder: Path) -> None:
+    """Bring a run to where the checkpoint in a folder is, if there is one.
+
+    Raises `StorageError` for a damaged one, `SpecError` for that of a run with other settings.
+    """
     file = folder / CHECKPOINT
     if not file.exists():
         return

@@ -5,18 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from tsprobe.pooling import Slots
 from tsprobe.probes import get_probe
-from tsprobe.settings import read_settings, validated
+from tsprobe.settings import Frozen, read_settings, validated
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class EncoderSpec(_Frozen):
+class EncoderSpec(Frozen):
     """An encoder by name, or the user's own module (`source: python:package.module:function`) and its blocks."""
 
     source: str
@@ -27,7 +23,7 @@ class EncoderSpec(_Frozen):
     tokens: int | dict[str, int] | None = None
 
 
-class Tracking(_Frozen):
+class Tracking(Frozen):
     """Where the study is logged. `uri: null` keeps a local SQLite store beside the output folder."""
 
     enabled: bool = True
@@ -35,7 +31,7 @@ class Tracking(_Frozen):
     experiment: str = "tsprobe"
 
 
-class StudySpec(_Frozen):
+class StudySpec(Frozen):
     """Encoders x tasks x layers x poolings x probes x seeds, and how sure the verdicts must be."""
 
     name: str = Field("study", min_length=1)

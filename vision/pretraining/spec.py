@@ -4,19 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from tsprobe.errors import SpecError, UnknownNameError
-from tsprobe.settings import validated
+from tsprobe.settings import Frozen, Resumable, validated
 from vision.models import TextShape, TowerShape
 from vision.pretraining.augment import Augmentation
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class WorldSpec(_Frozen):
+class WorldSpec(Frozen):
     """Generated scenes: `pool` different ones are drawn beforehand, `held_out` others are for looks on the way."""
 
     pool: int = Field(30000, ge=2)
@@ -26,14 +22,14 @@ class WorldSpec(_Frozen):
     folder: str | None = None  # where drawn scenes are kept; by default the machine's temporary folder
 
 
-class Stage(_Frozen):
+class Stage(Frozen):
     """`share` of the steps is done with pictures of `size` pixels a side."""
 
     size: int = Field(ge=8)
     share: float = Field(gt=0, le=1)
 
 
-class PretrainSpec(_Frozen):
+class PretrainSpec(Resumable):
     """One objective on one tower and world."""
 
     recipe: str
@@ -79,16 +75,6 @@ class PretrainSpec(_Frozen):
             if part < passed:
                 return stage.size
         return self.resolutions[-1].size
-
-    def dump(self) -> dict[str, Any]:
-        """The resolved spec in plain types, as `spec.yaml` keeps it."""
-        return self.model_dump(mode="json")
-
-    def same_run(self, other: dict[str, Any]) -> bool:
-        """Whether a stopped run of that spec can go on as this one: where and how often it is kept may differ."""
-        loose = {"device", "keep_every"}
-        mine = {key: value for key, value in self.dump().items() if key not in loose}
-        return mine == {key: value for key, value in other.items() if key not in loose}
 
 
 class ContrastiveSpec(PretrainSpec):
