@@ -1,4 +1,4 @@
-"""The command line: `tsprobe run | list | report | embed | align | pretrain | doctor`."""
+"""The command line: `tsprobe run | list | report | embed | align | pretrain | anchors | doctor`."""
 
 from __future__ import annotations
 
@@ -203,6 +203,53 @@ def align(
     _table(columns, [[f"{r[c]:.3f}" if isinstance(r[c], float) else str(r[c]) for c in columns] for r in rows])
     print(f"teacher: {', '.join(outcome.teachers)}")
     print(f"encoder: aligned:{folder / 'encoder'}")
+
+
+@app.command()
+def anchors(
+    encoder: Annotated[str | None, typer.Argument(help="An encoder's name; without one, the table is listed.")] = None,
+    data: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=FOLDER", help="Data to measure on, e.g. davis=~/data/DAVIS.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="A .csv file for what was compared.")] = None,
+    device: Device = None,
+) -> None:
+    """Compare an encoder with published results: scores of every block by a paper's protocol, and whether they agree.
+
+    Exits with 1 where one is farther off than its tolerance.
+    """
+    from tsprobe.anchors import compare, list_anchors
+    from tsprobe.encoders import load_encoder
+    from tsprobe.errors import SpecError
+    from tsprobe.study.result import write_table
+    from tsprobe.study.run import pick_device
+
+    if encoder is None:
+        listed = [
+            {"encoder": a.encoder, "data": a.data, "metric": a.metric, "best": a.best, "block": f"{a.layer}/{a.layers}",
+             "last": a.last, "tolerance": a.tolerance, "source": a.source} for a in list_anchors()
+        ]  # fmt: skip
+        _table(list(listed[0]), [[_cell(v) for v in row.values()] for row in listed]) if listed else print("no anchors")
+        return
+    if not data:
+        raise SpecError("name the data to measure on: --data davis=FOLDER")
+    loaded, rows = load_encoder(encoder).to(pick_device(device or "auto")), []
+    for given in data:
+        name, is_, folder = given.partition("=")
+        if not is_:
+            raise SpecError(f"--data {given}: write NAME=FOLDER, such as davis=FOLDER")
+        scores, compared = compare(loaded, name, folder)
+        _table(["block", name], [[layer, f"{score:.1f}"] for layer, score in scores.items()])
+        if compared is None:
+            print(f"no published result of {loaded.name} on {name} is in the table")
+        else:
+            rows.append(compared.row())
+    if rows:
+        _table(list(rows[0]), [[f"{v:.1f}" if isinstance(v, float) else _cell(v) for v in r.values()] for r in rows])
+    if out is not None:
+        write_table(out, rows, tuple(rows[0]) if rows else ("encoder",))
+    if not all(row["agrees"] for row in rows):
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
@@ -73,7 +74,12 @@ class Encoder(ABC):
     `taps` maps layer names to places, from the input to the output, in the order in which they run; `final` names
     the layer that users of this encoder take as the embedding today. Where that is one vector for all of the input,
     `final_of_steps` names the layer whose tokens they take when they need some; elsewhere it is the same.
+
+    `attention` may map layers to the path of a module in which the layer's self-attention runs, as one call of torch's
+    `scaled_dot_product_attention` over the layer's own tokens `[R, heads, T, d]`: diagnostics then see its weights.
     """
+
+    attention: Mapping[str, str] = MappingProxyType({})
 
     def __init__(
         self, name: str, module: nn.Module, taps: Mapping[str, Tap], final: str, facts: Facts, *, heads: int = 0
@@ -90,6 +96,7 @@ class Encoder(ABC):
         self.final = self.final_of_steps = final
         self.facts = facts
         self.tuned: Any = None  # what alignment did to it
+        self.cut: Any = None  # where it was truncated
         self._heads = heads
 
     @property
@@ -139,11 +146,19 @@ class Encoder(ABC):
         with torch.random.fork_rng(devices=[]), torch.device("cpu"):
             torch.default_generator.manual_seed(seed)
             module = self.fresh_module()
+        if self.cut is not None:
+            module = self.cut.applied(module)
         twin = copy.copy(self)
         twin.module = module.to(self.device).eval().requires_grad_(False)
         twin.name = self.name + UNTRAINED
         twin.facts = replace(self.facts, objective="untrained", pretrained_on="nothing", overlaps=())
         return twin
+
+    def truncate(self, layer: str) -> Encoder:
+        """A copy that ends at a layer of the trunk, without what comes after it; see `encoders.truncated`."""
+        from tsprobe.encoders.truncated import truncate
+
+        return truncate(self, layer)
 
     def save(self, folder: str | Path) -> None:
         """Write a tuned encoder to a folder that `load_encoder("aligned:FOLDER")` takes; see `aligned.save`."""

@@ -24,12 +24,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tsprobe.errors import DataError, SpecError
 from tsprobe.tasks.base import Classification, Task
 from vision.tasks import files, pixels, tracking
+
+if TYPE_CHECKING:
+    from jaxtyping import Integer, UInt8
 
 _TRAIN, _TEST = ("train", "training"), ("val", "validation", "test")
 
@@ -132,14 +136,27 @@ def load_davis(name: str) -> Task:
     if settings.frames < 4:
         raise SpecError(f"task {full!r}: frames={settings.frames}; give at least 4")
     root = files.folder(full, path)
-    shots, masks = [], []
-    for clip in files.some(_clips(full, root), settings.n_train, (settings.seed,)):
-        pairs = _frames(full, root, clip)
-        chosen = [pairs[i * len(pairs) // settings.frames] for i in range(settings.frames)]
-        pairs = pairs if len(pairs) <= settings.frames else chosen
-        shots.append(np.stack([files.read(frame, settings.size) for frame, _ in pairs]))
-        masks.append(np.stack([files.shrink(_mask(mask), settings.size) for _, mask in pairs]))
+    shots, masks = read_davis(
+        full, root, settings.size, most=settings.frames, clips=settings.n_train, seed=settings.seed
+    )
     return tracking.task(full, shots, masks, grid=settings.grid, seed=settings.seed, source=str(root))
+
+
+def read_davis(
+    name: str, root: Path, size: int, *, most: int = 0, clips: int = 0, seed: int = 0
+) -> tuple[list[UInt8[np.ndarray, "T 3 H W"]], list[Integer[np.ndarray, "T H W"]]]:
+    """Frames and numbers of objects of each clip, at most so many frames (evenly spaced) and clips; 0 for all.
+
+    Raises as `load_davis` does.
+    """
+    shots, masks = [], []
+    for clip in files.some(_clips(name, root), clips, (seed,)):
+        pairs = _frames(name, root, clip)
+        if most and len(pairs) > most:
+            pairs = [pairs[i * len(pairs) // most] for i in range(most)]
+        shots.append(np.stack([files.read(frame, size) for frame, _ in pairs]))
+        masks.append(np.stack([files.shrink(_mask(mask), size) for _, mask in pairs]))
+    return shots, masks
 
 
 def _clips(name: str, root: Path) -> list[str]:

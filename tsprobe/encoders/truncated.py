@@ -1,0 +1,156 @@
+"""An encoder that ends at one of its layers: what comes after is not there, and the layer is `final`.
+
+Cutting is the free way to the best layer (Guillotine Regularization, Bordes et al. 2023), and a smaller, faster network
+for deployment. Which modules come after is found by a trial run; each is replaced by one that passes on what it is
+given, so that the network runs as before to its own end, and its weights are gone. Where a network would not run so
+(its head expects other shapes, or one block with tied weights is called before and after the layer), it can be read up
+to the layer, as studies do, but not be called as a whole: `runs_alone` says which.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from tsprobe.errors import EncoderError, UnknownNameError
+from tsprobe.types import Batch
+
+if TYPE_CHECKING:
+    from tsprobe.encoders.base import Encoder
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Where an encoder was cut, and the modules that are passed over, with how many things each gave (0: a tensor)."""
+
+    layer: str
+    passed: tuple[tuple[str, int], ...]
+    runs_alone: bool
+
+    def applied(self, module: nn.Module) -> nn.Module:
+        for path, count in self.passed:
+            parent, _, name = path.rpartition(".")
+            setattr(module.get_submodule(parent), name, Passed(count))
+        return module
+
+
+class Passed(nn.Module):
+    """In the place of a module that gave a tensor (`count` 0), or a tuple of so many things: its input, unchanged."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.count = count
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        x = args[0] if args else next(iter(kwargs.values()))
+        return x if not self.count else (x, *(None,) * (self.count - 1))
+
+
+def truncate(encoder: Encoder, layer: str) -> Encoder:
+    """A copy that ends at a layer of the trunk. Raises `UnknownNameError`, and `EncoderError` for a head."""
+    if layer not in encoder.taps:
+        raise UnknownNameError(f"layer of {encoder.name}", layer, encoder.taps)
+    if next(one.depth for one in encoder.layers if one.name == layer) is None:
+        raise EncoderError(f"{encoder.name}: {layer} lies past the trunk; cut at a layer of the trunk")
+    twin = copy.copy(encoder)
+    twin.module = copy.deepcopy(encoder.module)
+    names = list(encoder.taps)
+    twin.taps = {name: encoder.taps[name] for name in names[: names.index(layer) + 1]}
+    twin.final = twin.final_of_steps = layer
+    twin._heads = 0
+    twin.name = f"{encoder.name}..{layer}"
+    passed = _after(encoder, layer)
+    # what a layer before the last is read from must stay, whenever it runs
+    passed = {path: count for path, count in passed.items() if not _holds(path, (t.path for t in twin.taps.values()))}
+    cut, whole = Cut(layer, tuple(passed.items()), runs_alone=True), _tokens(twin, layer)
+    cut.applied(twin.module)
+    alone = _ends_at(twin, layer, whole)
+    twin.cut = Cut(layer, cut.passed, alone)
+    twin.module.requires_grad_(False).eval()
+    return twin
+
+
+def trial_batch(encoder: Encoder) -> Batch:
+    """One short series that the encoder takes."""
+    facts = encoder.facts
+    steps = max(facts.min_length, 4 * facts.patch, 64)
+    steps = min(steps, facts.context or steps)
+    x = torch.rand(1, facts.channels or 1, steps, generator=torch.Generator().manual_seed(0))
+    return Batch(x, torch.ones_like(x, dtype=torch.bool), torch.tensor([steps])).to(encoder.device)
+
+
+def _after(encoder: Encoder, layer: str) -> dict[str, int]:
+    """Outermost modules that run only when the layer has been given, with what `Passed` needs to know of them."""
+    tap, module = encoder.taps[layer], encoder.module
+    before: set[str] = set()
+    after: dict[str, int] = {}
+    calls: Counter[str] = Counter()
+    given = False
+
+    def enters(path: str) -> Any:
+        def hook(*_: Any) -> None:
+            nonlocal given
+            if path == tap.path and tap.side == "input" and calls[path] == tap.call:
+                given = True
+            if not given:
+                before.add(path)
+            calls[path] += 1
+
+        return hook
+
+    def leaves(path: str) -> Any:
+        def hook(_: nn.Module, __: Any, output: Any) -> None:
+            nonlocal given
+            after[path] = 0 if isinstance(output, Tensor) else len(output)
+            if path == tap.path and tap.side == "output" and calls[path] == tap.call + 1:
+                given = True
+
+        return hook
+
+    named = [(path, part) for path, part in module.named_modules() if path]
+    handles = [part.register_forward_pre_hook(enters(path)) for path, part in named]
+    handles += [part.register_forward_hook(leaves(path)) for path, part in named]
+    try:
+        with torch.no_grad():
+            encoder.run(encoder.prepare(trial_batch(encoder)))
+    finally:
+        for handle in handles:
+            handle.remove()
+    later = {path: count for path, count in after.items() if path not in before}
+    # what is never called here (a decoder, a text tower) is of no use to an encoder either, but may hold what is
+    return {path: count for path, count in later.items() if not _below(path, later)}
+
+
+def _below(path: str, others: Iterable[str]) -> bool:
+    return any(path.startswith(f"{other}.") for other in others)
+
+
+def _holds(path: str, others: Iterable[str]) -> bool:
+    return any(other == path or other.startswith(f"{path}.") for other in others)
+
+
+def _tokens(encoder: Encoder, layer: str) -> Tensor:
+    from tsprobe.capture.hooks import read_layers
+
+    found: dict[str, Tensor] = {}
+    with torch.no_grad():
+        read_layers(encoder, encoder.prepare(trial_batch(encoder)), [layer], found.__setitem__)
+    return found[layer]
+
+
+def _ends_at(encoder: Encoder, layer: str, tokens: Tensor) -> bool:
+    """Whether the network as a whole gives the layer's tokens. Raises `EncoderError` where it no longer has them."""
+    if not torch.equal(_tokens(encoder, layer), tokens):
+        raise EncoderError(f"{encoder.name}: without what comes after it, {layer} is not what it was")
+    try:
+        with torch.no_grad():
+            given = encoder.taps[layer].read(encoder.run(encoder.prepare(trial_batch(encoder))))
+    except Exception:  # noqa: BLE001  whatever a network raises on shapes that it was not made for
+        return False
+    return isinstance(given, Tensor) and given.shape == tokens.shape and torch.equal(given, tokens)
