@@ -108,6 +108,7 @@ class VisionTransformer(ImageEncoder):
         )
         final = [name for name in taps if name != _CLASSIFIER][-1]
         super().__init__(name, module, taps, final, facts, look, heads=heads)
+        self.attention = {f"block.{i}": f"blocks.{i}.attn" for i in range(len(module.blocks))}
 
     def fresh_module(self) -> nn.Module:
         return build(self._config)

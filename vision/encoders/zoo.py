@@ -81,6 +81,7 @@ class VisionZoo(ImageEncoder):
         look = Look(size, size // shape.patch, _HALF, _HALF, prefix=int(shape.cls), cls=0 if shape.cls else None)
         final = "projection" if "projection" in heads else "norm"
         super().__init__(name, module, taps | heads, final, facts, look, heads=heads)
+        self.attention = {f"block.{i}": f"blocks.{i}" for i in range(len(module.blocks))}
         self._config = config
 
     def run(self, inputs: Inputs) -> Tensor:
