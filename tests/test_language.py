@@ -240,7 +240,7 @@ def test_what_the_probe_refuses():
     data.target = replace(data.target, asked=Asked(data.task.questions_train[:9], data.task.asked.test))
     with pytest.raises(DataError, match="9 and 80 questions for 120 and 80 rows"):
         data.fit()
-    assert probes_for("language") == ("choice", "answer", "grounding", "caption")
+    assert probes_for("language") == ("choice", "answer", "grounding", "box", "caption")
 
 
 def make_llama(folder) -> float:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tsprobe.detection_metrics import overlap
 from tsprobe.errors import MissingPackageError
 
 if TYPE_CHECKING:
@@ -31,6 +32,15 @@ def interval_iou(y: Num[Tensor, "N 2"], p: Float[Tensor, "P N 2"], w: Float[Tens
     both = both.clamp(min=0)
     either = (p[..., 1] - p[..., 0]).clamp(min=0) + (y[:, 1] - y[:, 0]) - both
     return w @ (both / either).T / w.sum(1, keepdim=True)
+
+
+def box_found(y: Num[Tensor, "N 4"], p: Float[Tensor, "P N 4"], w: Float[Tensor, "R N"]) -> Float[Tensor, "R P"]:
+    """Share of questions whose box covers the right one by half or more of their union, the P@0.5 of RefCOCO.
+
+    A box without area, as that of an answer that is none, is not found.
+    """
+    found = overlap(p[:, :, None], y.double()[:, None])[..., 0, 0] >= 0.5
+    return w @ found.double().T / w.sum(1, keepdim=True)
 
 
 def cider(y: Float[Tensor, "N K"], p: Float[Tensor, "P N W"], w: Float[Tensor, "R N"]) -> Float[Tensor, "R P"]:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from tsprobe import dense_metrics
+from tsprobe import detection_metrics as detection
 from tsprobe import forecast_metrics as forecast
 from tsprobe import language_metrics as language
 from tsprobe.errors import DataError, SpecError, UnknownNameError
@@ -32,7 +33,8 @@ _ROUNDING = 1e-4  # by which probabilities in float32, with the tie-break of knn
 class Metric:
     """A score with its name, the kinds of target that it is defined for, and what a blind guess gets.
 
-    `by_series` ones look at the steps of one series after the other, and are averaged over the series.
+    `by_series` ones look at the steps of one series after the other, and are averaged over the series; or, where there
+    is `pooled`, `function(y, prediction, series)` notes of each series what `pooled` makes a score of all of.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Metric:
     kinds: tuple[str, ...]
     chance: str
     by_series: bool = False
+    pooled: Callable[..., Tensor] | None = None
 
     def __call__(
         self,
@@ -55,8 +58,29 @@ class Metric:
         if not self.by_series:
             return self.function(y, prediction, weights)
         if weights is not None:
-            raise DataError(f"{self.name} is an average over series: weigh its values of each series")
-        return self.each(y, prediction, series).nanmean(-1)
+            raise DataError(f"{self.name} is a score of whole series: weigh its notes of each series")
+        if self.pooled is None:
+            return self.each(y, prediction, series).nanmean(-1)
+        return self.pooled(torch.empty(0), self.notes(y, prediction, series))
+
+    def notes(
+        self, y: Num[Tensor, "N ..."], prediction: Float[Tensor, "*batch N K"], series: Int[Tensor, " N"] | None
+    ) -> Float[Tensor, "*batch n_series V"]:
+        """What `over_series` needs to know of each series, in the order of their numbers. For `by_series` metrics.
+
+        Raises DataError as `each` does.
+        """
+        if self.pooled is None:
+            return self.each(y, prediction, series)[..., None]
+        numbers = self._series(y, series)
+        _, p = _check(y, prediction, None, classes=y.ndim == 1)
+        found = self.function(y, p, numbers)
+        return found.view(*prediction.shape[:-2], *found.shape[1:])
+
+    @property
+    def over_series(self) -> Callable[..., Tensor]:
+        """The score out of `notes`, called as a metric of rows is: `over_series(numbers of series, notes, weights)`."""
+        return mean_known if self.pooled is None else self.pooled
 
     def each(
         self, y: Num[Tensor, "N ..."], prediction: Float[Tensor, "*batch N K"], series: Int[Tensor, " N"] | None
@@ -65,12 +89,16 @@ class Metric:
 
         The steps of a series must be in order of time. Raises DataError as calling does, and without `series`.
         """
-        if series is None or series.shape != y.shape[:1]:
-            raise DataError(f"{self.name} is a score of whole series: it needs to be told the series of each step")
+        numbers = self._series(y, series)
         _, p = _check(y, prediction, None, classes=y.ndim == 1)
-        steps = [(series == number).nonzero()[:, 0] for number in series.unique()]
+        steps = [(numbers == number).nonzero()[:, 0] for number in numbers.unique()]
         found = torch.stack([self.function(y[rows], p[:, rows]) for rows in steps], 1)
         return found.reshape(*prediction.shape[:-2], -1)
+
+    def _series(self, y: Tensor, series: Int[Tensor, " N"] | None) -> Int[Tensor, " N"]:
+        if series is None or series.shape != y.shape[:1]:
+            raise DataError(f"{self.name} is a score of whole series: it needs to be told the series of each step")
+        return series
 
 
 def mean_known(y: Tensor, prediction: Float[Tensor, "*batch N 1"], weights: Tensor | None = None) -> Tensor:
@@ -314,12 +342,14 @@ METRICS: dict[str, Metric] = {
         Metric("jaccard", dense_metrics.jaccard, ("classification",), "below 1 / number of classes", by_series=True),
         Metric("covering", dense_metrics.covering, ("classification",), "that of one run for all", by_series=True),
         Metric("change_f1", dense_metrics.change_f1, ("classification",), "0 where no change is found", by_series=True),
+        Metric("ap", detection.noted, ("detection",), "about 0", by_series=True, pooled=detection.average_precision),
         Metric(
             "exact_match", _checked(language.exact_match, classes=True), ("answer",), "that of the most frequent answer"
         ),
         Metric(
             "interval_iou", _checked(language.interval_iou, classes=False), ("grounding",), "that of one span for all"
         ),
+        Metric("p_at_50", _checked(language.box_found, classes=False), ("box",), "that of one box for all"),
         Metric("cider", _of_captions, ("caption",), "that of one caption for all"),
         Metric("neg_mase", _of_quantiles(forecast.neg_mase), ("forecast",), "that of the seasonal naive forecast"),
         Metric("neg_sql", _of_quantiles(forecast.neg_sql), ("forecast",), "that of the seasonal naive forecast"),

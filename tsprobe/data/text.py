@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 _WORD = re.compile(r"(?<!\w)-\d+(?:\.\d+)?|\d+(?:\.\d+)?|[^\W\d_]+|[^\w\s]")
 Span = tuple[int, int]
+Box = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
@@ -19,12 +20,13 @@ class Question:
     """One question about a series, and its right answer.
 
     `answer` is a text, or for grounding a pair of steps `(a, b)`, 0 <= a < b: from step a on, up to but without step b.
+    For a box it is its left, top, right and bottom, in units of which whole numbers are said.
     For a caption it is a tuple of texts, one or more, which are all right: the references.
     `choices` are two or more distinct texts for a question with multiple choice; the answer is one of them.
     """
 
     question: str
-    answer: str | Span | tuple[str, ...]
+    answer: str | Span | Box | tuple[str, ...]
     choices: tuple[str, ...] | None = None
 
     @property
@@ -34,12 +36,20 @@ class Question:
         return isinstance(found, (tuple, list)) and len(found) > 0 and all(isinstance(part, str) for part in found)
 
     @property
+    def is_box(self) -> bool:
+        """Whether its answer is four sides."""
+        return isinstance(self.answer, (tuple, list)) and len(self.answer) == 4 and not self.is_caption
+
+    @property
     def answer_texts(self) -> tuple[str, ...]:
         """The answer in words; of a caption all that are right."""
         if isinstance(self.answer, str):
             return (self.answer,)
         if self.is_caption:
             return tuple(map(str, self.answer))
+        if self.is_box:
+            left, top, right, bottom = (round(float(side)) for side in self.answer)
+            return (f"{left} {top} {max(right, left + 1)} {max(bottom, top + 1)}",)
         return (f"from step {self.answer[0]} to step {self.answer[1]}",)
 
 
@@ -69,6 +79,14 @@ def read_span(text: str) -> Span:
     """The first two whole numbers of a text that are a span; (0, 0), which covers no step, where they are none."""
     found = [int(word) for word in words(text) if word.isdecimal()]
     return (found[0], found[1]) if len(found) >= 2 and found[0] < found[1] else (0, 0)
+
+
+def read_box(text: str) -> tuple[int, int, int, int]:
+    """The first four whole numbers of a text that are a box; that of no area at the origin where they are none."""
+    found = [int(word) for word in words(text) if word.isdecimal()][:4]
+    if len(found) == 4 and found[0] < found[2] and found[1] < found[3]:
+        return found[0], found[1], found[2], found[3]
+    return 0, 0, 0, 0
 
 
 def numbered(text: str, known: Mapping[str, int]) -> list[int]:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from tsprobe.probes.base import Probe
 
 _LABELS = ("classification", "multilabel")
+_VALUES = ("regression", "detection")
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ PROBES: dict[str, Entry] = {
     "ridge": Entry(
         "tsprobe.probes.ridge:fit_predict",
         "linear regression with an L2 penalty, in closed form; classes and labels as regression targets",
-        (*_LABELS, "regression"),
+        (*_LABELS, *_VALUES),
     ),
     "logistic": Entry(
         "tsprobe.probes.logistic:fit_predict",
@@ -45,7 +46,7 @@ PROBES: dict[str, Entry] = {
     "knn": Entry(
         "tsprobe.probes.knn:fit_predict",
         "vote of the nearest training samples by cosine similarity",
-        (*_LABELS, "regression"),
+        (*_LABELS, *_VALUES),
     ),
     "correspondence": Entry(
         "tsprobe.probes.correspondence:fit_predict",
@@ -55,7 +56,7 @@ PROBES: dict[str, Entry] = {
     "attentive": Entry(
         "tsprobe.probes.attentive:fit_predict",
         "cross-attention over the segments of a series or the steps of a dense task, with a linear readout",
-        (*_LABELS, "regression"),
+        (*_LABELS, *_VALUES),
     ),
     "quantile": Entry(
         "tsprobe.probes.quantile:fit_predict",
@@ -65,7 +66,7 @@ PROBES: dict[str, Entry] = {
     "language": Entry(
         "tsprobe.probes.language:fit_predict",
         "answers in words of a small causal language model that reads the features through a projector of two layers",
-        ("choice", "answer", "grounding", "caption"),
+        ("choice", "answer", "grounding", "box", "caption"),
         "tsprobe.probes.pretrained:with_decoder",
     ),
 }

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
 
 STEPS = (10, 25, 50, 100, 200)  # at which training may stop
-_KINDS = ("classification", "multilabel", "regression")
+_KINDS = ("classification", "multilabel", "regression", "detection")
 _BATCH, _BATCH_STEPS = 64, 256  # whole series of a minibatch, or steps of some series
 _LONGEST = 128  # rows of a series that look at each other
 _WARM = 10  # steps until the rates are reached; they fall to a tenth at the end

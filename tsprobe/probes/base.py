@@ -44,13 +44,16 @@ class Target:
     """What a probe learns.
 
     `y` is `[N]` int64 class indices (classification), `[N, K]` 0/1 with NaN where unknown (multilabel), `[N, K]`
-    values with NaN where masked (regression) or `[N, H]` next steps likewise (forecast, predicted in H Q columns).
-    `n_classes` is for classification: classes beyond those in `y` get a column of low scores; None counts the classes
-    of `y`. `units` are for a forecast: of each training row `[N]` and of each test row `[M]` the size of what an
-    encoder, which brings its input to one size, took for 1.
+    values with NaN where masked (regression, detection) or `[N, H]` next steps likewise (forecast, predicted in H Q
+    columns). `n_classes` is for classification: classes beyond those in `y` get a column of low scores; None counts
+    the classes of `y`. `units` are for a forecast: of each training row `[N]` and of each test row `[M]` the size of
+    what an encoder, which brings its input to one size, took for 1.
     """
 
-    kind: Literal["classification", "multilabel", "regression", "forecast", "choice", "answer", "grounding", "caption"]
+    kind: Literal[
+        "classification", "multilabel", "regression", "detection", "forecast", "choice", "answer", "grounding", "box",
+        "caption",
+    ]  # fmt: skip
     y: Tensor
     n_classes: int | None = None
     units: tuple[Tensor, Tensor] | None = None

@@ -14,8 +14,8 @@ group at a time, so that no group depends on which others there are. One fold of
 Strengths are the steps at which training may stop: a group keeps the weights of the step at which it answers the
 held-out questions best, and its inner score is that one.
 
-Answers are given by the likelihood of the choices of a question; short answers, spans and captions word by word, the
-most likely one at a time.
+Answers are given by the likelihood of the choices of a question; short answers, spans, boxes and captions word by
+word, the most likely one at a time.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tsprobe.data.text import Asked, Question, Vocabulary, normal, numbered, read_span
+from tsprobe.data.text import Asked, Question, Vocabulary, normal, numbered, read_box, read_span
 from tsprobe.errors import DataError, SpecError
 from tsprobe.metrics import Metric
 from tsprobe.probes import base
@@ -82,8 +82,8 @@ def fit_predict(
     decoder: Callable[[torch.device], Decoder] | None = None,
 ) -> base.Readout:
     """Answers of every group: log-likelihoods of the choices `[G, M, C]`; the number of the answer among the texts of
-    the task, -1 for any other, `[G, M, 1]`; the borders of a span, `[G, M, 2]`; or the words of a caption by number,
-    and then zeros, `[G, M, K]`. `decoder` gives another decoder.
+    the task, -1 for any other, `[G, M, 1]`; the borders of a span, `[G, M, 2]`; the sides of a box, `[G, M, 4]`; or
+    the words of a caption by number, and then zeros, `[G, M, K]`. `decoder` gives another decoder.
 
     Raises DataError for features or questions that cannot be used, SpecError for targets that are no questions, an
     unfitting metric, or steps that are no whole numbers.
@@ -108,7 +108,8 @@ def fit_predict(
     first, second, third = (
         torch.Generator().manual_seed(3 * zlib.crc32(folds.numpy().tobytes()) + i) for i in range(3)
     )
-    speaker = _tiny(asked, target, len(x), first) if decoder is None else decoder(x.device)
+    every = [*asked.train, *asked.test]
+    speaker = tiny_decoder(every, target.tokens, len(x), first, asked.train) if decoder is None else decoder(x.device)
     reader = Reader(z, speaker, second)
     answer = _answering(reader, target, asked)
     learnt, tried = (
@@ -140,15 +141,19 @@ def _standardised(x: Tensor, x_test: Tensor, rows: Bool[Tensor, " N"], tokens: i
     return z, z_test
 
 
-def _tiny(asked: Asked, target: base.Target, groups: int, generator: torch.Generator) -> TinyDecoder:
-    texts = [text for q in asked.train for text in (q.question, *q.answer_texts, *(q.choices or ()))]
+def tiny_decoder(
+    questions: Sequence[Question],
+    tokens: int,
+    groups: int,
+    generator: torch.Generator,
+    learnt: Sequence[Question] | None = None,
+) -> TinyDecoder:
+    """One that holds so many soft tokens and any of the questions; its words are those of the ones that are learnt."""
+    texts = [text for q in learnt or questions for text in (q.question, *q.answer_texts, *(q.choices or ()))]
     vocabulary = Vocabulary(texts)
-    every = [*asked.train, *asked.test]
-    longest = max(len(vocabulary.prompt(q.question)) for q in every)
-    answers = [text for q in every for text in (*(q.choices or ()), *q.answer_texts)]
-    return TinyDecoder(
-        groups, vocabulary, target.tokens + longest + max(map(len, map(vocabulary.answer, answers))), generator
-    )
+    longest = max(len(vocabulary.prompt(q.question)) for q in questions)
+    answers = [text for q in questions for text in (*(q.choices or ()), *q.answer_texts)]
+    return TinyDecoder(groups, vocabulary, tokens + longest + max(map(len, map(vocabulary.answer, answers))), generator)
 
 
 @dataclass(frozen=True)
@@ -216,7 +221,7 @@ class Reader:
         soft = torch.baddbmm(w["project.out_bias"], hidden, w["project.out"]).view(g, b, p, -1)
         return torch.cat([soft, self.decoder.embed(ids).expand(g, -1, -1, -1)], 2)
 
-    def _likelihood(self, z: Float[Tensor, "G b P D"], texts: Texts) -> Float[Tensor, "G b"]:
+    def likelihood(self, z: Float[Tensor, "G b P D"], texts: Texts) -> Float[Tensor, "G b"]:
         """Log-likelihood of the answers."""
         places, real = texts.places()
         logits = self.decoder.logits(self._embed(z, texts.ids[None]), places - 1 + self._tokens)
@@ -248,7 +253,7 @@ class Reader:
         for step, batch in zip(range(1, stops[-1] + 1), rows, strict=False):
             passes = (step - 1) // (len(questions) // size)
             part = texts.take(first[batch] + (batch + passes) % count[batch])
-            loss = -self._likelihood(z[:, batch.to(z.device)], part).sum(1) / int(part.answer.sum())
+            loss = -self.likelihood(z[:, batch.to(z.device)], part).sum(1) / int(part.answer.sum())
             optimiser.zero_grad()
             loss.sum().backward()
             _clip(weights)
@@ -267,7 +272,7 @@ class Reader:
         owners, places = torch.tensor(owner), torch.tensor(place)
         for rows in torch.arange(len(owner)).split(self._at_once(texts, len(z))):
             here = owners[rows].to(z.device)
-            found[:, here, places[rows].to(z.device)] = self._likelihood(z[:, here], texts.take(rows))
+            found[:, here, places[rows].to(z.device)] = self.likelihood(z[:, here], texts.take(rows))
         return found.cpu()
 
     @torch.no_grad()
@@ -306,9 +311,10 @@ def _answering(reader: Reader, target: base.Target, asked: Asked) -> Callable[[T
         width = max(len(q.choices or ()) for q in (*asked.train, *asked.test))
         return lambda z, questions: reader.choose(z, questions, width)
     longest = max(len(reader.decoder.answer(text)) for q in asked.train for text in q.answer_texts)
-    if target.kind == "grounding":
+    if target.kind in ("grounding", "box"):
+        read = read_span if target.kind == "grounding" else read_box
         return lambda z, questions: torch.tensor(
-            [[read_span(text) for text in said] for said in reader.answer(z, questions, longest)], dtype=torch.float64
+            [[read(text) for text in said] for said in reader.answer(z, questions, longest)], dtype=torch.float64
         )
     if target.kind == "caption":
         known = {word: i for i, word in enumerate(asked.answers, 1)}

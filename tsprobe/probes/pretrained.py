@@ -37,7 +37,7 @@ def with_decoder(source: str) -> Probe:
     MissingPackageError for a package that is not installed.
     """
     _find(source)
-    return partial(language.fit_predict, decoder=partial(_load, source))
+    return partial(language.fit_predict, decoder=partial(load_decoder, source))
 
 
 class PretrainedDecoder:
@@ -116,7 +116,7 @@ def _quiet() -> Iterator[None]:
 
 
 @lru_cache(maxsize=1)
-def _load(source: str, device: torch.device) -> PretrainedDecoder:
+def load_decoder(source: str, device: torch.device) -> PretrainedDecoder:
     """Raises SpecError for a model that cannot be loaded, MissingPackageError without transformers."""
     try:
         from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 
     from tsprobe.data.text import Asked
 
-Kind = Literal["classification", "multilabel", "regression", "forecast", "choice", "answer", "grounding", "caption"]
+Kind = Literal[
+    "classification", "multilabel", "regression", "detection", "forecast", "choice", "answer", "grounding", "box",
+    "caption",
+]  # fmt: skip
 _INDEXED = ("classification", "choice", "answer")  # kinds whose targets are numbers of a class, choice or text
 
 

@@ -10,6 +10,7 @@ word for word), `grounding` (from which step to which) and `caption` (a sentence
 | n_train, n_test | 1200, 400 | number of series, with one question each |
 | length | 512 | steps of each, a multiple of 32 and at least 128 |
 | seed | 0 | other seeds give other series; training and test never share draws |
+| about | all | kinds of question of choice, pair and answer, as in `about=trend+noise` |
 
 What a decoder scores that does not see the series is the chance level of these tasks: the control `chance`.
 """
@@ -30,9 +31,9 @@ import numpy as np
 
 from tsprobe.data.captions import describe
 from tsprobe.data.panel import Panel
-from tsprobe.data.questions import PAIRED, Asking, ask, locate
+from tsprobe.data.questions import KINDS, PAIRED, Asking, ask, locate
 from tsprobe.data.text import Asked, Question, normal, numbered
-from tsprobe.errors import DataError, UnknownNameError
+from tsprobe.errors import DataError, SpecError, UnknownNameError
 from tsprobe.files import package_folder
 from tsprobe.language_metrics import cider_library
 from tsprobe.tasks import options
@@ -42,6 +43,7 @@ METRICS: dict[str, str] = {
     "choice": "accuracy",
     "answer": "exact_match",
     "grounding": "interval_iou",
+    "box": "p_at_50",
     "caption": "cider",
 }
 LICENCE = "none needed (generated)"
@@ -50,7 +52,8 @@ SOURCE = "generated series and questions (tsprobe.data.questions)"
 
 @dataclass(frozen=True, eq=False)
 class LanguageTask(Task):
-    """One question about each series. Targets are int64 `[N]`; float64 `[N, 2]` for grounding, the borders of spans.
+    """One question about each series. Targets are int64 `[N]`; float64 `[N, 2]` for grounding, the borders of spans,
+    and `[N, 4]` for boxes, their left, top, right and bottom.
 
     They count the choices of a row, or the texts of `labels`, which are all short answers in their normal form. For
     captions they are float64 `[N, K]`: the words of a reference, numbered from 1 in the order of `labels`, a 0, those
@@ -84,13 +87,15 @@ def Questions(
     """A task of one question about each series; `train` and `test` are pairs (series, questions).
 
     Series are anything that `as_panel` takes, each followed by a `Question(question, answer, choices=None)`. All have
-    choices (metric accuracy), none has (exact match), all answers are pairs of steps (mean intersection over union), or
-    all are captions, tuples of one or more texts (CIDEr). `groups [N_train]` and `ordered` are as in `Classification`;
+    choices (metric accuracy), none has (exact match), all answers are pairs of steps (mean intersection over union),
+    all are four sides of a box (share of those with an intersection over union of 0.5 or more), or all are captions,
+    tuples of one or more texts (CIDEr). `groups [N_train]` and `ordered` are as in `Classification`;
     give them where a series is asked about twice.
 
     Raises `DataError`: not one question a series, questions of unlike kinds, an empty question, an answer without a
     word or a number, choices that are less than two, alike, or without the answer, a span that is empty or outside its
-    series. `MissingPackageError` for captions without the package that scores them.
+    series, a box that is empty or begins below 0.
+    `MissingPackageError` for captions without the package that scores them.
     """
     parts = [_split(name, split, pair) for split, pair in (("training", train), ("test", test))]
     kinds = {_kind_of(question) for _, questions in parts for question in questions}
@@ -121,7 +126,8 @@ def load_questions(path: str | os.PathLike[str]) -> LanguageTask:
         {"split": "train", "series": 0, "question": "what is the trend?", "answer": "it rises"}
 
     `series` counts from 0 and may be asked about more than once. `choices` may follow, a list of texts; the answer of
-    a question for grounding is a pair of steps, `[64, 96]`, and for a caption a list of texts that are all right.
+    a question for grounding is a pair of steps, `[64, 96]`, or the sides of a box, `[3, 5, 20, 31]`, and for a caption
+    a list of texts that are all right.
     Raises `DataError` for a file that is missing, a line or an array that is none of these, and as `Questions` does.
     """
     folder = Path(path).expanduser()
@@ -178,7 +184,7 @@ def _read_question(
     texts = [question, *(choices or ())] + ([] if isinstance(answer, list) else [answer])
     if not all(isinstance(text, str) for text in texts) or not isinstance(choices, (list, type(None))):
         raise ValueError(
-            "question, answer and choices must be texts; the answer may be a pair of steps, or several texts"
+            "question, answer and choices must be texts; the answer may be a pair of steps, a box, or several texts"
         )
     said = tuple(answer) if isinstance(answer, list) else answer
     return split, series, Question(question, said, None if choices is None else tuple(choices))
@@ -197,7 +203,7 @@ def _split(name: str, split: str, pair: Any) -> tuple[Panel, tuple[Question, ...
 
 def _kind_of(question: Question) -> Kind:
     if not isinstance(question.answer, str):
-        return "caption" if question.is_caption else "grounding"
+        return "caption" if question.is_caption else "box" if question.is_box else "grounding"
     return "answer" if question.choices is None else "choice"
 
 
@@ -207,13 +213,16 @@ def _mistake(question: Question, length: int) -> str | None:
         return f"is {question.question!r}, which has no word"
     if question.is_caption and question.choices is not None:
         return f"has choices and the answer {question.answer!r}; give one text, or no choices for a caption"
+    if question.is_box:
+        return _box_mistake(question.answer)
     if not isinstance(question.answer, str) and not question.is_caption:
+        span: Any = question.answer
         try:
-            a, b = question.answer
+            a, b = span
         except (TypeError, ValueError):
-            return f"has the answer {question.answer!r}; give a text or a pair of steps"
+            return f"has the answer {span!r}; give a text, a pair of steps, or the four sides of a box"
         if not all(isinstance(step, (int, np.integer)) for step in (a, b)):
-            return f"has the span {question.answer}; give whole steps"
+            return f"has the span {span}; give whole steps"
         low, high = int(a), int(b)
         return None if 0 <= low < high <= length else f"has the span {(low, high)} in a series of {length} steps"
     given = question.choices or question.answer_texts
@@ -230,9 +239,21 @@ def _mistake(question: Question, length: int) -> str | None:
     return None
 
 
+def _box_mistake(sides: Any) -> str | None:
+    try:
+        left, top, right, bottom = map(float, sides)
+    except (TypeError, ValueError):
+        return f"has the box {sides}; give four numbers"
+    if 0 <= left < right < np.inf and 0 <= top < bottom < np.inf:
+        return None
+    return f"has the box {tuple(sides)}; give left, top, right and bottom, from 0 on, of a box that is not empty"
+
+
 def _labels(kind: Kind, questions: Sequence[Question]) -> tuple[str, ...]:
     if kind == "grounding":
         return "start", "stop"
+    if kind == "box":
+        return "left", "top", "right", "bottom"
     if kind in ("answer", "caption"):
         texts = {normal(text) for question in questions for text in question.answer_texts}
         return tuple(sorted(texts if kind == "answer" else {word for text in texts for word in text.split()}))
@@ -241,7 +262,7 @@ def _labels(kind: Kind, questions: Sequence[Question]) -> tuple[str, ...]:
 
 def _targets(kind: Kind, splits: Sequence[Sequence[Question]], labels: tuple[str, ...]) -> list[np.ndarray]:
     """Of the training and the test questions."""
-    if kind == "grounding":
+    if kind in ("grounding", "box"):
         return [np.array([question.answer for question in questions], np.float64) for questions in splits]
     if kind == "caption":
         known = {word: i for i, word in enumerate(labels, 1)}
@@ -280,6 +301,7 @@ class _Settings:
     n_test: int = 400
     length: int = 512
     seed: int = 0
+    about: str = ""
 
 
 def list_tasks() -> list[TaskInfo]:
@@ -311,8 +333,9 @@ def load_language(name: str) -> LanguageTask:
         raise UnknownNameError("task", f"language/{name}", [f"language/{n}" for n in GENERATED])
     settings, how = options.read_settings(f"language/{name}", query, _Settings()), GENERATED[base]
     suffix = options.written(settings, _Settings())
+    asking = how.options | _about(f"language/{name}", settings.about, how)
     train, test = (
-        how.make(n, length=settings.length, seed=(settings.seed, is_test), **how.options)
+        how.make(n, length=settings.length, seed=(settings.seed, is_test), **asking)
         for is_test, n in enumerate((settings.n_train, settings.n_test))
     )
     return Questions(
@@ -322,3 +345,15 @@ def load_language(name: str) -> LanguageTask:
         source=SOURCE,
         licence=LICENCE,
     )
+
+
+def _about(name: str, about: str, how: _Generated) -> dict[str, Any]:
+    if not about:
+        return {}
+    if how.make is not ask:
+        raise SpecError(f"task {name!r}: about= is for choice, pair and answer")
+    kinds = how.options.get("about", KINDS)
+    for kind in about.split("+"):
+        if kind not in kinds:
+            raise SpecError(str(UnknownNameError("kind of question", kind, kinds)))
+    return {"about": {kind: kinds[kind] for kind in kinds if kind in about.split("+")}}

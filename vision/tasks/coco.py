@@ -1,16 +1,18 @@
-"""COCO's format: `coco/DIR?ask=presence` (which categories are in a picture), `coco/DIR?ask=segmentation` (at pixels).
+"""COCO's format: `coco/DIR?ask=presence` (which categories are in a picture), `ask=segmentation` (at pixels), or
+`ask=detection` (which objects, and their boxes: `vision.tasks.detection`).
 
 DIR has `annotations/instances_train*.json` and `instances_val*.json` (or `instances_test*.json`), and their pictures
 in `train*/`, `val*/` of the same ending, or in `images/` and folders below. Pixels belong to the smallest object that
-covers them; those of crowds, and of objects whose outline is run-length encoded, are not asked about.
+covers them; those of crowds, and of objects whose outline is run-length encoded, are not asked about. Crowds are no
+objects to detect: what is found of their category inside of their boxes is neither right nor wrong.
 
 | setting | default | meaning |
 |---|---|---|
-| ask | presence | or segmentation |
+| ask | presence | or segmentation, detection |
 | size | 224 | pixels a side; pictures are squashed to a square |
 | n_train, n_test | 0 | pictures, drawn at random; 0 for all |
 | seed | 0 | of that draw, and of the pixels that are asked about |
-| grid | 16 | pixels asked about: one in each cell of a grid of so many a side |
+| grid | 16 | pixels asked about: one in each cell of a grid of so many a side; of detection the middles |
 """
 
 from __future__ import annotations
@@ -24,9 +26,9 @@ import numpy as np
 
 from tsprobe.errors import DataError, SpecError
 from tsprobe.tasks.base import MultiLabel, Task
-from vision.tasks import files, pixels
+from vision.tasks import detection, files, pixels
 
-_ASKS = ("presence", "segmentation")
+_ASKS = ("presence", "segmentation", "detection")
 
 
 @dataclass(frozen=True)
@@ -49,10 +51,10 @@ class _Picture:
 
 def load_coco(name: str) -> Task:
     """Raises `DataError` for files that are missing or broken, objects outside their picture, pictures that are not as
-    large as the annotations say, or other categories in the test; `SpecError` for settings."""
+    large as the annotations say, other categories in the test, or no object to detect; `SpecError` for settings."""
     settings, full, path = files.asked("coco", name, _Settings())
     if settings.ask not in _ASKS:
-        raise SpecError(f"task {full!r}: ask={settings.ask!r}; give {' or '.join(_ASKS)}")
+        raise SpecError(f"task {full!r}: ask={settings.ask!r}; give {', '.join(_ASKS[:-1])} or {_ASKS[-1]}")
     root = files.folder(full, path)
     (train, names), (test, others) = (_split(full, root, starts) for starts in (("train",), ("val", "test")))
     if names != others:
@@ -70,6 +72,12 @@ def load_coco(name: str) -> Task:
         present = [np.array([_presence(p, numbers) for p in part]) for part in splits]
         pairs = list(zip(panels, present, strict=True))
         return MultiLabel(full, pairs[0], pairs[1], labels=tuple(names.values()), source=str(root))
+    if settings.ask == "detection":
+        objects = [[_objects(full, p, numbers) for p in part] for part in splits]
+        return detection.ask(
+            full, (panels[0], panels[1]), (objects[0], objects[1]), tuple(names.values()), size=settings.size,
+            grid=settings.grid, source=str(root),
+        )  # fmt: skip
     maps = [np.stack([_classes(full, p, numbers, settings.size) for p in part]) for part in splits]
     return pixels.ask(
         full, "classification", "jaccard", (panels[0], panels[1]), (maps[0], maps[1]),
@@ -124,9 +132,19 @@ def _presence(picture: _Picture, numbers: dict[int, int]) -> np.ndarray:
     return found
 
 
-def _classes(name: str, picture: _Picture, numbers: dict[int, int], size: int) -> np.ndarray:
-    """The class at each pixel of the squashed picture, 0 for the background, -1 where it is not asked about."""
-    from PIL import Image, ImageDraw
+def _objects(name: str, picture: _Picture, numbers: dict[int, int]) -> detection.Objects:
+    _check_size(name, picture)
+    found: dict[bool, list[tuple[int, list[float]]]] = {False: [], True: []}
+    for row in picture.objects:
+        x, y, width, height = map(float, row["bbox"])
+        shares = np.array([x, y, x + width, y + height]) / ([picture.width, picture.height] * 2)
+        found[bool(row.get("iscrowd"))].append((numbers[int(row["category_id"])], shares.clip(0, 1).tolist()))
+    parts = [part for crowd in (False, True) for part in ([c for c, _ in found[crowd]], [b for _, b in found[crowd]])]
+    return detection.Objects.of(*parts)
+
+
+def _check_size(name: str, picture: _Picture) -> None:
+    from PIL import Image
 
     with Image.open(picture.path) as stored:  # it has been read as a whole before
         if stored.size != (picture.width, picture.height):
@@ -134,6 +152,13 @@ def _classes(name: str, picture: _Picture, numbers: dict[int, int], size: int) -
                 f"task {name!r}: {picture.path} has {stored.size[0]} x {stored.size[1]} pixels, not "
                 f"{picture.width} x {picture.height} as the annotations say"
             )
+
+
+def _classes(name: str, picture: _Picture, numbers: dict[int, int], size: int) -> np.ndarray:
+    """The class at each pixel of the squashed picture, 0 for the background, -1 where it is not asked about."""
+    from PIL import Image, ImageDraw
+
+    _check_size(name, picture)
     canvas = Image.new("I", (size, size), 0)
     drawing = ImageDraw.Draw(canvas)
     scale = np.array([size / picture.width, size / picture.height])

@@ -8,11 +8,18 @@
 | count | 1 to 4 objects | how many objects there are | accuracy |
 | segmentation | 1 to 4 objects | the shape at pixels, or the background | mean IoU of an image |
 | depth | 1 to 4 objects | the depth at pixels, in units of the nearest floor | R² |
+| detection | 1 to 4 objects | which objects there are, and their boxes | AP of COCO |
 | tracking | frames of clips | which object of its clip is at pixels, or the background | mean IoU of a frame |
 | choice | 1 to 4 objects | which of up to four answers is right | accuracy |
 | answer | 1 to 4 objects | a short answer, word for word | exact match |
 | caption | 1 to 4 objects | a sentence on the picture; three are right | CIDEr |
 | pointing | 2 to 4 objects | in which of 16 cells of the image lies what a phrase names, in words | exact match |
+| grounding | 2 to 4 objects | the box of what a phrase names, as text: left, top, right, bottom | P@0.5 |
+
+Boxes are those of what is seen of an object. Objects of which less than 1/256 of the picture is seen are nearly hidden,
+and not to be detected (`vision.tasks.detection` says how the others are asked for). Boxes are said in whole numbers, 0
+for the left or upper border of the picture and `bins` - 1 for the other: Perception Encoder's are 0 to 999. A small
+decoder that learns numbers as words needs fewer; what it says is judged by the exact box.
 
 Training frames of `tracking` are the first half of each clip, test frames the second half (`vision.tasks.tracking` says
 how this differs from DAVIS). A name may carry settings, as in `vision/shape?n_train=200&shift=light`:
@@ -22,9 +29,11 @@ how this differs from DAVIS). A name may carry settings, as in `vision/shape?n_t
 | n_train, n_test | 600, 400 | pictures; of tracking 96 each, half the frames of whole clips; for words 1200, 400 |
 | size | 64 | pixels a side, at least 32 |
 | seed | 0 | other seeds give other pictures; training and test never share draws |
-| grid | 8 | pixels asked about: one in each cell of a grid of so many a side; of tracking 12 |
+| grid | 8 | pixels asked about: one in each cell of a grid of so many a side, of detection the middle; of tracking 12 |
 | shift | none | test pictures (of tracking all) from another domain: texture, light, palette, blur or background |
 | frames | 8 | of a clip, an even number |
+| of | shape | classes of objects to be detected: shape, colour, or any for one class |
+| bins | 32 | numbers for a side of a box, 2 to 1000; of grounding |
 """
 
 from __future__ import annotations
@@ -37,12 +46,13 @@ import numpy as np
 
 from tsprobe.data.panel import Panel
 from tsprobe.data.text import Question
+from tsprobe.detection_metrics import EXTRA
 from tsprobe.errors import SpecError, UnknownNameError
 from tsprobe.tasks import options
 from tsprobe.tasks.base import Classification, Kind, MultiLabel, Regression, Task, TaskInfo
 from tsprobe.tasks.language import Questions
 from vision.images import to_panel
-from vision.tasks import pixels, tracking
+from vision.tasks import boxes, detection, pixels, tracking
 from vision.world import words
 from vision.world.clips import clips
 from vision.world.patterns import TEXTURES
@@ -54,6 +64,7 @@ LICENCE = "none needed (generated)"
 SOURCE = "generated pictures (vision.world)"
 CELLS = 4  # a side, for pointing
 _CAPTIONS = 3  # of a picture
+_SEEN = 1 / 256  # of the picture, the least that is seen of an object to be detected
 
 
 @dataclass(frozen=True)
@@ -76,6 +87,17 @@ class _Tracked(_Dense):
     n_test: int = 96
     grid: int = 12
     frames: int = 8
+
+
+@dataclass(frozen=True)
+class _Detected(_Dense):
+    of: str = "shape"
+
+
+@dataclass(frozen=True)
+class _Grounded(_Settings):
+    n_train: int = 1200
+    bins: int = 32
 
 
 _WORDS = _Settings(n_train=1200)
@@ -163,6 +185,27 @@ def _depth(name: str, settings: _Dense) -> Task:
     )  # fmt: skip
 
 
+_DETECTED: dict[str, tuple[str, ...]] = {"shape": SHAPES, "colour": tuple(COLOURS), "any": ("object",)}
+
+
+def _detection(name: str, settings: _Detected) -> Task:
+    if settings.of not in _DETECTED:
+        raise SpecError(f"task {name!r}: of={settings.of!r}; give {' or '.join(_DETECTED)}")
+    splits = _sets(settings)
+    objects = []
+    for found in splits:
+        seen = found.area >= found.size**2 * _SEEN
+        shares = found.boxes / found.size
+        classes = np.zeros_like(found.plan.shape) if settings.of == "any" else getattr(found.plan, settings.of)
+        objects.append([
+            detection.Objects.of(classes[i, seen[i]], shares[i, seen[i]]) for i in range(found.n)
+        ])  # fmt: skip
+    return detection.ask(
+        name, (_panel(splits[0]), _panel(splits[1])), (objects[0], objects[1]), _DETECTED[settings.of],
+        size=settings.size, grid=settings.grid, source=SOURCE, licence=LICENCE,
+    )  # fmt: skip
+
+
 def _tracking(name: str, settings: _Tracked) -> Task:
     half = settings.frames // 2
     if settings.frames < 4 or settings.frames % 2:
@@ -203,6 +246,17 @@ def _pointing(name: str, settings: _Settings) -> Task:
     return _asked(name, settings, _where, objects=(2, MOST))
 
 
+def _grounding(name: str, settings: _Grounded) -> Task:
+    boxes.check_bins(name, settings.bins)
+    return _asked(name, settings, lambda s, seed: _boxed(s, seed, settings.bins), objects=(2, MOST))
+
+
+def _boxed(found: Scenes, seed: int, bins: int) -> tuple[Question, ...]:
+    phrases, slots = words.phrases(found, seed)
+    shares = found.boxes[np.arange(found.n), slots] / found.size
+    return tuple(boxes.question(phrase, box, bins) for phrase, box in zip(phrases, shares, strict=True))
+
+
 def _asked(
     name: str,
     settings: _Settings,
@@ -237,11 +291,13 @@ GENERATED: dict[str, _How] = {
     "count": _How(_count, "classification", "accuracy", MOST),
     "segmentation": _How(_segmentation, "classification", "jaccard", len(SHAPES) + 1, _Dense(), "dense"),
     "depth": _How(_depth, "regression", "r2", 1, _Dense(), "dense"),
+    "detection": _How(_detection, "detection", "ap", len(SHAPES) + EXTRA, _Detected(), "dense"),
     "tracking": _How(_tracking, "classification", "jaccard", 58, _Tracked(), "dense"),
     "choice": _How(_choice, "choice", "accuracy", 4, _WORDS, "language"),
     "answer": _How(_answer, "answer", "exact_match", 31, _WORDS, "language"),
     "caption": _How(_caption, "caption", "cider", 40, _WORDS, "language"),
     "pointing": _How(_pointing, "answer", "exact_match", 16, _WORDS, "language"),
+    "grounding": _How(_grounding, "box", "p_at_50", 4, _Grounded(), "language"),
 }
 
 
