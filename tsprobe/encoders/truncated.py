@@ -136,12 +136,28 @@ def _holds(path: str, others: Iterable[str]) -> bool:
 
 
 def _tokens(encoder: Encoder, layer: str) -> Tensor:
-    from tsprobe.capture.hooks import read_layers
+    """Of the trial batch at a layer, also where the network cannot go on behind it."""
+    tap, seen, found = encoder.taps[layer], [0], []
+    part = encoder.module.get_submodule(tap.path)
 
-    found: dict[str, Tensor] = {}
-    with torch.no_grad():
-        read_layers(encoder, encoder.prepare(trial_batch(encoder)), [layer], found.__setitem__)
-    return found[layer]
+    def take(value: Any) -> None:
+        seen[0] += 1
+        if seen[0] == tap.call + 1:
+            found.append(tap.read(value).clone())
+
+    if tap.side == "input":
+        handle = part.register_forward_pre_hook(lambda _, args, kw: take(args or tuple(kw.values())), with_kwargs=True)
+    else:
+        handle = part.register_forward_hook(lambda _, __, output: take(output))
+    try:
+        with torch.no_grad():
+            encoder.run(encoder.prepare(trial_batch(encoder)))
+    except Exception:  # the layer may have been read before
+        if not found:
+            raise
+    finally:
+        handle.remove()
+    return found[0]
 
 
 def _ends_at(encoder: Encoder, layer: str, tokens: Tensor) -> bool:
