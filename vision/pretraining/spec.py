@@ -141,9 +141,11 @@ SPECS: dict[str, type[PretrainSpec]] = {
 }
 
 
-def spec_of(settings: dict[str, Any]) -> PretrainSpec:
-    """The spec of settings whose `recipe` is `vision/NAME`. Raises `SpecError`."""
+def spec_of(settings: dict[str, Any], others: tuple[str, ...] = ()) -> PretrainSpec:
+    """The spec of settings whose `recipe` is `vision/NAME`. Raises `SpecError`, which may suggest `others`."""
     name = str(settings.get("recipe", "")).removeprefix("vision/")
     if name not in SPECS:
-        raise SpecError(str(UnknownNameError("recipe", f"vision/{name}", [f"vision/{known}" for known in SPECS])))
+        raise SpecError(
+            str(UnknownNameError("recipe", f"vision/{name}", [f"vision/{known}" for known in (*SPECS, *others)]))
+        )
     return validated(SPECS[name], settings)

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 _HELD_OUT = 10**9  # as a step, for what is random in looks at held-out pictures
 _TOGETHER = 128  # held-out pictures at a time
-_PACKAGES = ("tsprobe", "torch", "timm", "numpy")
+PACKAGES = ("tsprobe", "torch", "timm", "numpy")
 
 
 class Run:
@@ -112,14 +112,14 @@ class Run:
 
     def write_weights(self, folder: Path) -> None:
         """Half precision on disk; the towers themselves take the rounded weights."""
-        _write_half(self.tower, folder / "model.safetensors")
+        write_half(self.tower, folder / "model.safetensors")
         config: dict[str, Any] = {
             "model_type": MODEL_TYPE, "objective": self.name, "tower": asdict(self.spec.tower),
             "pretrained_on": f"{self.spec.world.pool} generated scenes (vision.world) and their captions",
         }  # fmt: skip
         if isinstance(self.objective, Contrastive):
             scale = self.objective.log_scale.detach().exp().cpu()
-            _write_half(self.objective.text, folder / "text.safetensors", {"scale": scale})
+            write_half(self.objective.text, folder / "text.safetensors", {"scale": scale})
             config |= {"text": asdict(self.objective.spec.text), "vocabulary": self.vocabulary.words}
         replace_text(folder / "config.json", json.dumps(config, indent=1) + "\n")
 
@@ -140,7 +140,7 @@ class Run:
             "scenes": self.pool.mark,
             "held_out": self.record.held_out,
             "weights_sha256": hashlib.sha256(weights.read_bytes()).hexdigest() if weights.exists() else None,
-            "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
+            "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
             "spec": self.spec.dump(),
         }
         replace_text(folder / "run.json", json.dumps(about, indent=1) + "\n")
@@ -184,7 +184,8 @@ def optimiser(parameters: list[nn.Parameter], spec: PretrainSpec) -> torch.optim
     return Lamb(groups, spec.rate, betas=(0.9, 0.95), max_grad_norm=None)  # norms are clipped outside
 
 
-def _write_half(module: nn.Module, file: Path, more: dict[str, Tensor] | None = None) -> None:
+def write_half(module: nn.Module, file: Path, more: dict[str, Tensor] | None = None) -> None:
+    """Half precision in the file; the module takes the rounded weights."""
     from safetensors.torch import save
 
     state = {name: tensor.detach().cpu().half().contiguous() for name, tensor in module.state_dict().items()}
