@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from alignable import planted, spec, task
 
 import tsprobe as tp
-from tsprobe.alignment import AlignSpec, losses, run_alignment
+from tsprobe.alignment import losses, run_alignment
 from tsprobe.alignment.lift import _lift
 from tsprobe.alignment.recipes import Scaling
 from tsprobe.alignment.series import Unlabelled, membership
@@ -22,61 +22,9 @@ from tsprobe.data.panel import as_panel
 from tsprobe.encoders import aligned, load_encoder
 from tsprobe.errors import EncoderError, SpecError
 from tsprobe.study.progress import silent
-from tsprobe.tasks.base import Task
 from tsprobe.types import TokenMap
 
 TUNED = aligned.Tuned("zoo/jepa", "dense", "nothing")
-STUDY = {"tasks": ["dense/planted"], "probes": ("ridge",)}
-
-
-def spec(**changes: object) -> AlignSpec:
-    settings = {"encoder": "planted", "recipe": "dense", "study": STUDY, "steps": 40, "batch": 16, "length": 64,
-                "rate": 1e-2, "warmup": 4, "controls": (), "sources": ("sines_and_events",)}  # fmt: skip
-    return AlignSpec.model_validate(settings | changes)
-
-
-class Planted(nn.Module):
-    """Blocks over single steps: the first keeps the series in a channel, the last takes it away again."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embed = nn.Linear(1, 8)
-        self.blocks = nn.ModuleList(Branch() for _ in range(3))
-        with torch.no_grad():
-            self.embed.weight.copy_(torch.eye(8, 1))
-            self.embed.bias.zero_()
-            self.blocks[2].down.weight[0, 0] = -1
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:  # [R, S]
-        x = self.embed(x[..., None])
-        noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(x.shape[1])) * (torch.arange(8) > 0)
-        x = x + noise
-        for block in self.blocks:
-            x = block(x)
-        return x
-
-
-class Branch(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.down = nn.Linear(8, 8, bias=False)
-        nn.init.zeros_(self.down.weight)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x + self.down(x)
-
-
-def planted() -> tp.encoders.Encoder:
-    torch.manual_seed(0)
-    return load_encoder(Planted(), blocks="blocks.*", prepare="bs", tokens=1, name="planted")
-
-
-def task() -> Task:
-    """The value of each step is asked for."""
-    x = np.random.default_rng(0).standard_normal((60, 1, 64)).astype(np.float32)
-    return tp.Dense(
-        "dense/planted", (x[:40], x[:40, 0, :, None]), (x[40:], x[40:, 0, :, None]), kind="regression", labels=["x"]
-    )
 
 
 def test_agreement_is_minus_one_where_student_and_teacher_agree_and_grows_when_they_part() -> None:
@@ -344,7 +292,15 @@ def test_the_other_recipes_learn_what_they_are_given(recipe: str) -> None:
 
 
 def test_align_from_python_gives_the_tuned_encoder_or_the_one_that_needs_nothing(tmp_path: Path) -> None:
-    settings = {"steps": 3, "batch": 8, "length": 64, "controls": (), "teacher": "block.1", "probes": ("ridge",)}
+    settings = {
+        "steps": 3,
+        "batch": 8,
+        "length": 64,
+        "controls": (),
+        "free": (),
+        "teacher": "block.1",
+        "probes": ("ridge",),
+    }
     asked = task()
     tuned = tp.align(planted(), "dense", asked, out=tmp_path / "a", **settings)
     assert tuned.name == "planted+dense"

@@ -9,7 +9,8 @@ from planted import planted_encoder, planted_task
 
 import tsprobe as tp
 from tsprobe.cli import main
-from tsprobe.tracking import TrackingError, default_uri, log_study
+from tsprobe.study.spec import Tracking
+from tsprobe.tracking import TrackingError, default_uri, log_study, loss_curves
 
 
 @pytest.fixture(scope="module")
@@ -74,3 +75,38 @@ def test_the_study_is_done_although_the_store_is_gone(
     assert stop.value.code == 1
     assert "the study itself is safe, run it again to log it" in capsys.readouterr().out
     assert (tmp_path / "out" / "report.html").exists()
+
+
+@pytest.mark.filterwarnings("default")
+def test_losses_are_curves_of_a_run_for_each_tuning(study: tp.Study) -> None:
+    """In the store that the study is logged to."""
+    from mlflow.tracking import MlflowClient
+
+    folder, said = study.folder.parent / "lifted", []
+    rows = [{"step": s, "held_out": s % 2, "core block.1": 1.0 / (1 + s), "what? [x]": 2.0} for s in range(4)]
+    with loss_curves(folder, {"recipe": "dense"}, Tracking(), complain=said.append) as note:
+        note("dense", rows[:2])
+        note("dense", rows[2:])
+        note("dense control", [{"step": 1, "held_out": 0, "core": float("nan")}])
+    client = MlflowClient(default_uri(folder))
+    experiment = client.get_experiment_by_name("tsprobe")
+    runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+    run = runs["lifted: dense"]
+    assert "lifted: dense control" in runs
+    assert (run.data.params["spec.recipe"], run.info.status) == ("dense", "FINISHED")
+    for metric, steps in (("core block.1", (0, 2)), ("held_out.core block.1", (1, 3)), ("what_ _x_", (0, 2))):
+        points = client.get_metric_history(run.info.run_id, metric)
+        assert [p.step for p in points] == list(steps)
+    assert said == []
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_tuning_goes_on_without_its_store_and_says_so_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    said: list[str] = []
+    for where in (Tracking(uri="http://127.0.0.1:9"), Tracking(enabled=False)):
+        with loss_curves(tmp_path / "a", {}, where, complain=said.append) as note:
+            note("dense", [{"step": 1, "held_out": 0, "core": 1.0}])
+            note("dense", [{"step": 2, "held_out": 0, "core": 1.0}])
+    assert len(said) == 1
+    assert "cannot log to http://127.0.0.1:9" in said[0]

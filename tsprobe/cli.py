@@ -95,12 +95,29 @@ def list_(kind: Annotated[Kind, typer.Argument(help="What to list.")] = Kind.enc
 
 
 @app.command()
-def report(folder: Annotated[Path, typer.Argument(help="The folder of a finished study.")]) -> None:
-    """Write report.html anew from a finished study and print its verdicts."""
+def report(
+    folders: Annotated[list[Path], typer.Argument(help="The folder of a finished study, or those of alignments.")],
+    out: Annotated[
+        Path | None, typer.Option(help="The page; by default in the study's folder, or beside the first alignment's.")
+    ] = None,
+) -> None:
+    """Write report.html anew from a finished study and print its verdicts.
+
+    Given folders of `tsprobe align`, print what each recipe brought to each family of tasks and what it cost, and draw
+    that as one page.
+    """
+    from tsprobe.alignment.families import FILE, as_text, tradeoff
+    from tsprobe.report.tradeoff import write_tradeoff
     from tsprobe.study import Study
 
+    if len(folders) > 1 or (folders[0] / FILE).exists():
+        table = tradeoff(folders)
+        _table(*as_text(table))
+        print(f"report:  {write_tradeoff(out or folders[0].resolve().parent / 'tradeoff.html', table)}")
+        return
+    folder = folders[0]
     study = Study.open(folder)
-    page = study.report(folder / "report.html")
+    page = study.report(out or folder / "report.html")
     _show_verdicts(study)
     print(f"report:  {page}")
 
@@ -188,13 +205,16 @@ def align(
     """
     from tsprobe.alignment import read_align_spec, run_alignment
     from tsprobe.study.progress import bars
+    from tsprobe.tracking import loss_curves
 
     spec = read_align_spec(config, _overrides(set_, device))
     folder = out or Path("runs") / config.stem
-    with bars() as stage:
-        outcome = run_alignment(spec, folder, stage=stage, fresh=not resume)
+    with bars() as stage, loss_curves(folder, spec.dump(), spec.tracking, complain=_say) as note:
+        outcome = run_alignment(spec, folder, stage=stage, fresh=not resume, note=note)
     if outcome.message:
         print(outcome.message)
+    for line in outcome.left_out:
+        _say(f"left out: {line}")
     if outcome.encoder is None:
         print(f"before:  {folder / 'before' / 'report.html'}")
         return
@@ -313,9 +333,12 @@ def _rows(kind: Kind) -> list[dict[str, Any]]:
 
         return [{"name": name, "what": what} for name, what in POOLINGS.items()]
     if kind is Kind.diagnostics:
-        from tsprobe.diagnostics import DIAGNOSTICS
+        from tsprobe.diagnostics import CATALOGUE, KINDS
 
-        return [{"name": name, "what": what} for name, what in DIAGNOSTICS.items()]
+        return [
+            {"name": name, "measured": KINDS[entry.kind], "unit": entry.unit, "what": entry.what}
+            for name, entry in CATALOGUE.items()
+        ]
     from tsprobe.alignment import RECIPES
     from tsprobe.pretraining.objectives import OBJECTIVES
     from tsprobe.pretraining.recipes import list_recipes

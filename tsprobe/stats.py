@@ -90,6 +90,7 @@ def paired_gap(
     coverage: float = 0.95,
     *,
     clusters: Int[Tensor, " N"] | None = None,
+    weighed: bool = False,
 ) -> Gap:
     """Score of `chosen` minus score of `final` on the same N test samples, averaged over Q seeds.
 
@@ -98,6 +99,9 @@ def paired_gap(
     two predictions of a sample can be swapped, for all seeds together. Where the rows come in `clusters` (steps of the
     same series), a sample is a cluster: it is drawn and swapped whole, and `counts` are `[R, clusters]`. A single
     sample has no interval (NaN).
+
+    With `weighed`, samples are swapped by weights of both predictions together, where a score of many weights costs
+    less than that of many predictions. The values are the same.
     """
 
     def gap(a: Tensor, b: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -109,7 +113,7 @@ def paired_gap(
     if n > 1:
         low, high = _percentiles(_resampled(lambda w: gap(chosen, final, w), counts, clusters), coverage)
     generator = torch.Generator().manual_seed(n)
-    at_once = max(1, _CHUNK // chosen.numel())
+    at_once = max(1, _CHUNK // (2 * chosen.shape[1] if weighed else chosen.numel()))
     tolerance = 1e-12 * max(1.0, abs(value))  # a swap that changes nothing must count as equal, not as smaller
     reached = 0
     for begin in range(0, resamples, at_once):
@@ -117,7 +121,12 @@ def paired_gap(
         swap = torch.randint(0, 2, (size, 1, n, 1), generator=generator, dtype=torch.bool)
         if clusters is not None:
             swap = swap[:, :, clusters]
-        null = gap(torch.where(swap, final, chosen), torch.where(swap, chosen, final))
+        if weighed:
+            both = torch.cat([y, y]), torch.cat([chosen, final], 1)
+            kept = torch.cat([~swap, swap], 2)[:, 0, :, 0].double()
+            null = (metric(*both, kept) - metric(*both, 1 - kept)).mean(-1)
+        else:
+            null = gap(torch.where(swap, final, chosen), torch.where(swap, chosen, final))
         reached += int((null >= value - tolerance).sum())
     return Gap(value, low, high, (1 + reached) / (1 + resamples))
 

@@ -1,4 +1,4 @@
-"""A study in MLflow: one run for the study, a nested run for each encoder and task.
+"""A study in MLflow: one run for the study, a nested run for each encoder and task. Losses of a tuning as they come.
 
 A layer's score is a metric whose step is the layer's index, so that the MLflow page draws the layer curve.
 """
@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from tsprobe.study import Study
+    from tsprobe.study.spec import Tracking
 
 ARTEFACTS = ("scores.csv", "verdicts.csv", "diagnostics.csv", "spec.yaml", "provenance.json", "report.html")
 
@@ -31,23 +34,102 @@ def log_study(study: Study, uri: str | None = None, experiment: str = "tsprobe")
     Without a `uri` the store is SQLite, `mlflow.db` beside the study's folder. Raises `TrackingError` where the store
     cannot be reached, `MissingPackageError` without MLflow.
     """
+    client, number, uri = _client(study.folder, uri, experiment, "logging a study")
+    with _telling(uri):
+        return _log(client, number, study)
+
+
+@contextlib.contextmanager
+def loss_curves(
+    folder: Path,
+    settings: dict[str, Any],
+    where: Tracking,
+    *,
+    complain: Callable[[str], None],
+) -> Iterator[Callable[[str, list[dict[str, float]]], None]]:
+    """A function that takes a tuning's name and rows of its losses, with `step` and `held_out`: a run for each tuning.
+
+    `settings` are the runs' parameters. Runs that do not end count as failed. Where the store cannot be reached, now or
+    later, or MLflow is not installed, `complain` is told once, and nothing more is logged: the tuning goes on.
+    """
+    failed = [] if where.enabled else ["not asked for"]
+    runs: dict[str, str] = {}
+
+    @contextlib.contextmanager
+    def once() -> Iterator[None]:
+        try:
+            yield
+        except (TrackingError, MissingPackageError) as error:
+            failed.append(str(error))
+            complain(f"{error}; losses are kept in losses.csv")
+
+    if where.enabled:
+        with once():
+            client, number, uri = _client(folder, where.uri, where.experiment, "logging loss curves")
+
+    def note(name: str, rows: list[dict[str, float]]) -> None:
+        if not failed:
+            with once():
+                log(name, rows)
+
+    def log(name: str, rows: list[dict[str, float]]) -> None:
+        now = int(time.time() * 1000)
+        with _telling(uri):
+            if name not in runs:
+                tags = {"tsprobe.alignment": folder.name}
+                runs[name] = client.create_run(number, run_name=f"{folder.name}: {name}", tags=tags).info.run_id
+                _batch(client, runs[name], {f"spec.{key}": value for key, value in settings.items()}, [], now)
+            metrics = [
+                (_metric_name(f"{'held_out.' if row['held_out'] else ''}{key}"), value, int(row["step"]))
+                for row in rows
+                for key, value in row.items()
+                if key not in ("step", "held_out")
+            ]
+            _batch(client, runs[name], {}, metrics, now)
+
+    status = "FAILED"
+    try:
+        yield note
+        status = "FINISHED"
+    finally:
+        if runs and not failed:
+            with once(), _telling(uri):
+                for run in runs.values():
+                    client.set_terminated(run, status)
+
+
+def _metric_name(name: str) -> str:
+    """MLflow's names hold letters, digits and a few signs."""
+    return re.sub(r"[^\w\-. :/]", "_", name)
+
+
+def _client(folder: Path, uri: str | None, experiment: str, purpose: str) -> tuple[Any, str, str]:
+    """A client, the number of the experiment, and the store's address."""
     # A server that is gone should cost seconds, not MLflow's default of several minutes.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
     try:
-        from mlflow.exceptions import MlflowException
         from mlflow.tracking import MlflowClient
     except ModuleNotFoundError as error:
-        raise MissingPackageError("mlflow", "logging a study") from error
-    home = study.folder.resolve().parent
-    uri = uri or default_uri(study.folder)
+        raise MissingPackageError("mlflow", purpose) from error
+    home = folder.resolve().parent
+    uri = uri or default_uri(folder)
+    with _telling(uri):
+        client = MlflowClient(uri)
+        found = client.get_experiment_by_name(experiment)
+        location = (home / "mlartifacts").as_uri() if uri.startswith("sqlite") else None
+        number = found.experiment_id if found else client.create_experiment(experiment, artifact_location=location)
+        return client, number, uri
+
+
+@contextlib.contextmanager
+def _telling(uri: str) -> Iterator[None]:
+    """MLflow's own errors as `TrackingError`, and no lines of its store's."""
+    from mlflow.exceptions import MlflowException
+
     with _quiet():
         try:
-            client = MlflowClient(uri)
-            found = client.get_experiment_by_name(experiment)
-            location = (home / "mlartifacts").as_uri() if uri.startswith("sqlite") else None
-            number = found.experiment_id if found else client.create_experiment(experiment, artifact_location=location)
-            return _log(client, number, study)
+            yield
         except (MlflowException, OSError) as error:
             raise TrackingError(f"cannot log to {uri}: {' '.join(str(error).split())[:300]}") from error
 

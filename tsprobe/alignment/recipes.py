@@ -6,6 +6,7 @@
 | joint | several frozen layers at once, each through a linear map of its own that is thrown away |
 | labels | classes of the user's tasks, by supervised contrast of pooled tokens (Khosla et al. 2020) |
 | state | latent state of generated processes, by masked regression from pooled tokens |
+| language | answers to questions, in words, by a decoder that reads the tokens (`words.py`) |
 
 Tokens of student and teacher are standardised, channel by channel, with fixed statistics of the final layer and of the
 teacher's layer before tuning: where a few channels are far larger than the others, cosines would see these alone.
@@ -20,9 +21,10 @@ import torch
 from torch import nn
 
 from tsprobe.alignment import losses
-from tsprobe.alignment.series import Lesson, membership
+from tsprobe.alignment.series import Lesson, grid_maps, membership
 from tsprobe.capture.hooks import read_layers
 from tsprobe.errors import EncoderError
+from tsprobe.pooling import Slots, pool
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from tsprobe.types import Inputs
 
 
+_MEAN = Slots.parse(("mean",))
 _PAIRED = 256  # tokens of a series that are compared with each other, evenly spaced: pairs grow with the square
 
 
@@ -49,6 +52,7 @@ RECIPES = {
     "joint": Recipe("agreement with several hidden layers at once, each through its own linear map"),
     "labels": Recipe("supervised contrast of the classes of your own tasks", labelled=True),
     "state": Recipe("regression of the latent state of generated processes", labelled=True),
+    "language": Recipe("answers in words by a language model that reads the output", labelled=True),
 }
 
 
@@ -113,8 +117,12 @@ class Layers(nn.Module):
             key = name.replace(".", "_")
             mine = self.maps[key](scaled) if key in self.maps else scaled
             parts[f"core {name}"] = losses.core(mine, self.scaling[name](teacher), real) / len(self.layers)
-        if lesson.segments is not None and self.weight:
-            belongs = membership(lesson.segments.to(student.device), inputs.tokens_of(final), inputs.rows)
+        belongs, tokens = None, inputs.tokens_of(final)
+        if lesson.maps is not None:
+            belongs = grid_maps(lesson.maps.to(student.device), tokens)
+        elif lesson.segments is not None:
+            belongs = membership(lesson.segments.to(student.device), tokens, inputs.rows)
+        if self.weight and belongs is not None:
             every = -(-student.shape[1] // _PAIRED)
             few = slice(every // 2, None, every)
             parts["locality"] = self.weight * losses.locality(scaled[:, few], belongs[:, few], real[:, few])
@@ -142,8 +150,7 @@ class Targets(nn.Module):
 
     def forward(self, student: Float[Tensor, "R T D"], inputs: Inputs, lesson: Lesson) -> dict[str, Tensor]:
         assert lesson.targets is not None
-        real = inputs.tokens_of(self.final).mask[..., None].to(student.dtype)
-        pooled = (student * real).sum(1) / real.sum(1).clamp(min=1)
+        pooled = pool(student, inputs.tokens_of(self.final), _MEAN)[0][:, 0]  # [R, D]
         pooled = pooled.unflatten(0, (-1, inputs.rows)).mean(1)  # [B, D]: channels together
         y, name = lesson.targets.to(pooled.device), self.names[lesson.task]
         if lesson.task not in self.scaling:

@@ -1,4 +1,8 @@
-"""From a spec to a folder: the study before, the teacher, the tuning, the study after, and what came of it."""
+"""From a spec to a folder: the study before, the teacher, the tuning, the study after, and what came of it.
+
+With several seeds the first is tuned and studied in the folder itself, the others in `seeds/N/`; controls in
+`controls/NAME/` of each. What is finished is not done again.
+"""
 
 from __future__ import annotations
 
@@ -7,22 +11,24 @@ import shutil
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import yaml
 
-from tsprobe.alignment.lift import COLUMNS, Before, row
-from tsprobe.alignment.recipes import RECIPES
-from tsprobe.alignment.spec import AlignSpec
-from tsprobe.alignment.train import Tuning, tune
+from tsprobe.alignment import families
+from tsprobe.alignment.free import Free, why_not
+from tsprobe.alignment.lift import COLUMNS, After, Before, Compared
+from tsprobe.alignment.pretext import why_unknown
+from tsprobe.alignment.spec import CONTROLS, CUT, AlignSpec
+from tsprobe.alignment.teachers import find_teachers
+from tsprobe.alignment.train import Note, Tuning, tune
 from tsprobe.encoders import load_encoder
 from tsprobe.encoders.base import Encoder
-from tsprobe.errors import DataError, EncoderError, SpecError
+from tsprobe.errors import DataError, EncoderError
 from tsprobe.files import replace_text
 from tsprobe.report.alignment import write_alignment_report
 from tsprobe.study import make_spec, run_study
@@ -36,18 +42,24 @@ from tsprobe.tasks.base import Task
 
 Stage = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 
-BEFORE, AFTER, ENCODER = "before", "after", "encoder"
+BEFORE, AFTER, ENCODER, SEEDS, OF_CONTROLS = "before", "after", "encoder", "seeds", "controls"
+BY_SEED = "lift_by_seed.csv"
+_FILES = ("checkpoint.pt", "losses.csv", "lift.csv", BY_SEED, families.FILE, "spec.yaml", "provenance.json")
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an alignment left in its folder. `encoder` is None where nothing was hidden, and nothing was tuned."""
+    """What an alignment left in its folder. `encoder` is None where nothing was hidden, and nothing was tuned.
+
+    `left_out` says in a line each which controls could not be had, and why.
+    """
 
     folder: Path
     teachers: tuple[str, ...]
     lift: pd.DataFrame
     encoder: Encoder | None
     message: str
+    left_out: tuple[str, ...] = ()
 
 
 def run_alignment(
@@ -58,153 +70,182 @@ def run_alignment(
     fresh: bool = False,
     encoder: Encoder | None = None,
     tasks: dict[str, Task] | None = None,
+    note: Note | None = None,
 ) -> Outcome:
     """Tune an encoder so that its output carries what its hidden layers do, and study it before and after.
 
     An encoder whose final layer is not beaten, over the tasks of the families in `spec.lift`, by any other on inner
     folds by more than the margin is left as it is, unless `spec.force`. Controls are tuned and studied in the same
-    way, in `controls/NAME/`. Raises `SpecError` for a request that makes no sense, `EncoderError` for an encoder that
-    cannot be tuned.
+    way, in `controls/NAME/`, those of `spec.free` read from the study before. `note` is told the losses as they come
+    (`tsprobe.tracking.loss_curves`). Raises `SpecError` for a request that
+    makes no sense, `EncoderError` for an encoder that cannot be tuned.
     """
-    begin = time.perf_counter()
     if fresh:
         _forget(folder)
     base = (encoder if encoder is not None else load_encoder(spec.encoder)).to(pick_device(spec.device))
     loaded = dict(tasks or {})
-    loaded |= {n: load_task(n) for n in dict.fromkeys((*spec.study.tasks, *spec.labelled)) if n not in loaded}
+    loaded |= {
+        n: load_task(n) for n in dict.fromkeys((*spec.study.tasks, *spec.labelled, *spec.series)) if n not in loaded
+    }
     replace_text(folder / "spec.yaml", yaml.safe_dump(spec.dump(), sort_keys=False))
-    clock: dict[str, float] = {}
+    work = _Work(spec, folder, base, loaded, stage, note)
+    before = work.before()
+    teachers, message = find_teachers(spec, before)
+    tuned = None
+    if teachers and (not message or spec.force):
+        tuned = work.align(before, teachers)
+        work.write()
+    work.describe(tuned, teachers, message)
+    lift = pd.DataFrame(work.rows, columns=list(COLUMNS))
+    about = {
+        "encoder": base.name, "recipe": spec.recipe, "teachers": teachers, "message": message, "spec": spec.dump(),
+        "left_out": work.left_out, "controls": {name: CONTROLS[name] for name in (*spec.controls, *spec.free)},
+        "cut": CUT, "seeds": spec.seeds,
+    }  # fmt: skip
+    write_alignment_report(folder / "report.html", lift, pd.DataFrame(work.families), about)
+    return Outcome(folder, teachers, lift, tuned, message, tuple(work.left_out))
 
-    def study(of: Encoder, where: Path) -> StudySpec:
+
+@dataclass
+class _Work:
+    """What is done for an alignment, and the tables that come of it."""
+
+    spec: AlignSpec
+    folder: Path
+    base: Encoder
+    tasks: dict[str, Task]
+    stage: Stage
+    note: Note | None = None
+    clock: dict[str, float] = field(default_factory=dict)
+    rows: list[dict[str, Any]] = field(default_factory=list)  # of lift.csv
+    by_seed: list[dict[str, Any]] = field(default_factory=list)
+    families: list[dict[str, Any]] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+
+    def before(self) -> dict[str, Before]:
+        """The tasks that the encoder can take, in the order of the spec."""
+        where = self.folder / BEFORE
+        asked = self._study(self.base, where)
+        fingerprint, found = self.base.fingerprint(), {}
+        for name in asked.tasks:
+            try:
+                found[name] = Before.of(Pair(self.base, fingerprint, self.tasks[name], asked, where, self.stage))
+            except (DataError, EncoderError):
+                continue  # left out of the study too, with its reason
+        return found
+
+    def align(self, before: dict[str, Before], teachers: tuple[str, ...]) -> Encoder:
+        """Tune, study and compare: the recipe, its controls, and what costs no tuning. Gives the tuned encoder."""
+        cut = teachers[0] if len(teachers) == 1 else None
+        first: Encoder | None = None
+        for control in ("", *self.spec.controls):
+            why = why_unknown(self.base) if control == "same-budget" else ""
+            if why:
+                self.left_out.append(f"{control}: {why}")
+                continue
+            afters: dict[str, list[After]] = {name: [] for name in before}
+            for seed in self.spec.seeds:
+                where = self._place(control, seed)
+                found = self._tune(control, seed, where, teachers)
+                first = first or found
+                for name, after in self._after(found, where, list(before)).items():
+                    afters[name].append(after)
+            self._compare(control, [Compared.of(one, afters[name], cut) for name, one in before.items()], cut)
+        for control in self.spec.free:
+            compared = []
+            for name, one in before.items():
+                if why := why_not(one.pair, control):
+                    self.left_out.append(f"{control} on {name}: {why}")
+                    continue
+                pair = Free.of(one.pair, control, self.folder / OF_CONTROLS / control)
+                compared.append(Compared.of(one, [After.of(pair)], cut))
+            self._compare(control, compared, cut, tuned=False)
+        assert first is not None
+        return first
+
+    def _compare(self, control: str, compared: list[Compared], cut: str | None, *, tuned: bool = True) -> None:
+        shared = {"encoder": self.base.name, "recipe": self.spec.recipe, "control": control}
+        self.rows += [shared | one.entries for one in compared]
+        self.families += [shared | row for row in families.family_rows(compared, tuned=tuned)]
+        if tuned and len(self.spec.seeds) > 1:
+            for i, seed in enumerate(self.spec.seeds):
+                alone = [Compared.of(one.before, one.afters[i : i + 1], cut) for one in compared]
+                self.by_seed += [{"seed": seed} | shared | one.entries for one in alone]
+
+    def _place(self, control: str, seed: int) -> Path:
+        root = self.folder if seed == self.spec.seeds[0] else self.folder / SEEDS / str(seed)
+        return root / OF_CONTROLS / control if control else root
+
+    def _tune(self, control: str, seed: int, where: Path, teachers: tuple[str, ...]) -> Encoder:
+        begin = time.perf_counter()
+        its = self.spec.seeded(seed).controlled(control)
+        taught = teachers if its.teacher == self.spec.teacher else (str(its.teacher),)
+        label = self._label(control, seed)
+        labelled = [self.tasks[name] for name in (*self.spec.labelled, *self.spec.series)]
+        start = self.base if its.cut is None else self.base.truncate(its.cut)
+        tuning = Tuning(its, start, taught, labelled, pretext=control == "same-budget")
+        found = tune(tuning, where, stage=self.stage, name=label, note=self.note)
+        assert found is not None
+        found.name = f"{self.base.name}+{label.replace(' ', '-')}"
+        self.clock[f"tuning {label}"] = time.perf_counter() - begin
+        return found
+
+    def _label(self, control: str, seed: int) -> str:
+        number = f" seed {seed}" if seed != self.spec.seeds[0] else ""
+        return f"{self.spec.recipe}{' ' + control if control else ''}{number}"
+
+    def _after(self, found: Encoder, where: Path, names: list[str]) -> dict[str, After]:
+        asked = self._study(found, where / AFTER)
+        fingerprint, folder = found.fingerprint(), where / AFTER
+        return {n: After.of(Pair(found, fingerprint, self.tasks[n], asked, folder, self.stage)) for n in names}
+
+    def _study(self, of: Encoder, where: Path) -> StudySpec:
+        begin = time.perf_counter()
         asked = make_spec(
-            spec.study.model_dump() | {
-                "name": where.name, "encoders": [of.name], "controls": ["chance"], "device": spec.device,
+            self.spec.study.model_dump() | {
+                "name": where.name, "encoders": [of.name], "controls": ["chance"], "device": self.spec.device,
                 "tracking": {"enabled": False},
             }
         )  # fmt: skip
-        ran = run_study(asked, where, encoders={of.name: of}, tasks=loaded, stage=stage)
+        ran = run_study(asked, where, encoders={of.name: of}, tasks=self.tasks, stage=self.stage)
         ran.report(where / "report.html")
+        self.clock[str(where.relative_to(self.folder))] = time.perf_counter() - begin
         return asked
 
-    asked = study(base, folder / BEFORE)
-    clock["before"] = time.perf_counter() - begin
-    before = _befores(base, loaded, asked, folder / BEFORE, stage)
-    teachers, message = _teachers(spec, before)
-    needless = not teachers or (message and not spec.force)
-    rows: list[dict[str, Any]] = []
-    tuned: Encoder | None = None
-    if not needless:
-        labelled = [loaded[name] for name in spec.labelled]
-        for control in ("", *spec.controls):
-            where = folder / "controls" / control if control else folder
-            its = spec.controlled(control) if control else spec
-            taught = teachers if not control or its.teacher == spec.teacher else (str(its.teacher),)
-            begin = time.perf_counter()
-            label = f"{spec.recipe}{' ' + control if control else ''}"
-            found = tune(Tuning(its, base, taught, labelled), where, stage=stage, name=label)
-            assert found is not None
-            found.name = f"{base.name}+{label.replace(' ', '-')}"
-            clock[f"tuning {label}"] = time.perf_counter() - begin
-            begin = time.perf_counter()
-            asked_after = study(found, where / AFTER)
-            clock[f"after {label}"] = time.perf_counter() - begin
-            shared = {"encoder": base.name, "recipe": spec.recipe, "control": control}
-            fingerprint = found.fingerprint()
-            for name, one in before.items():
-                pair = Pair(found, fingerprint, loaded[name], asked_after, where / AFTER, stage)
-                rows.append(shared | row(one, pair, teachers[0] if len(teachers) == 1 else None))
-            if not control:
-                tuned = found
-        write_table(folder / "lift.csv", rows, COLUMNS)
-    _write_provenance(folder, spec, base, tuned, teachers, message, clock, loaded)
-    lift = pd.DataFrame(rows, columns=list(COLUMNS))
-    about = {"encoder": base.name, "recipe": spec.recipe, "teachers": teachers, "message": message, "spec": spec.dump()}
-    write_alignment_report(folder / "report.html", lift, about)
-    return Outcome(folder, teachers, lift, tuned, message)
+    def write(self) -> None:
+        write_table(self.folder / "lift.csv", self.rows, COLUMNS)
+        write_table(self.folder / families.FILE, self.families, families.COLUMNS)
+        if self.by_seed:
+            write_table(self.folder / BY_SEED, self.by_seed, ("seed", *COLUMNS))
+
+    def describe(self, tuned: Encoder | None, teachers: tuple[str, ...], message: str) -> None:
+        """Write `provenance.json`."""
+        encoders = [self.base] if tuned is None else [self.base, tuned]
+        content = {
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            "versions": made_by.versions(),
+            "device": made_by.describe_device(str(self.base.device)),
+            "seed": self.spec.seed,
+            "seeds": list(self.spec.seeds),
+            "by_seed": self.by_seed and [{k: _plain(v) for k, v in row.items()} for row in self.by_seed],
+            "teachers": list(teachers),
+            "message": message,
+            "left_out": self.left_out,
+            "encoders": {one.name: made_by.describe_encoder(one, one.fingerprint()) for one in encoders},
+            "tasks": {name: made_by.describe_task(task) for name, task in self.tasks.items()},
+            "seconds": {name: round(seconds, 2) for name, seconds in self.clock.items()},
+        }
+        replace_text(self.folder / "provenance.json", json.dumps(content, indent=2))
 
 
-def _befores(base: Encoder, loaded: dict[str, Task], asked: StudySpec, folder: Path, stage: Stage) -> dict[str, Before]:
-    """The tasks that the encoder can take, in the order of the spec."""
-    fingerprint, found = base.fingerprint(), {}
-    for name in asked.tasks:
-        try:
-            found[name] = Before.of(Pair(base, fingerprint, loaded[name], asked, folder, stage))
-        except (DataError, EncoderError):
-            continue  # left out of the study too, with its reason
-    return found
-
-
-def _teachers(spec: AlignSpec, before: dict[str, Before]) -> tuple[tuple[str, ...], str]:
-    """The layers to learn from, and why not to tune at all where nothing is hidden (else nothing)."""
-    if RECIPES[spec.recipe].labelled:
-        return (next(iter(before.values())).pair.final,), ""
-    named = (spec.teacher,) if isinstance(spec.teacher, str) else spec.teacher
-    if named != ("auto",):
-        known = next(iter(before.values())).grid.layers
-        for layer in named:
-            if layer not in known:
-                raise SpecError(f"teacher {layer!r} is no layer of {spec.encoder}, which has {', '.join(known)}")
-        if len(named) > 1 and spec.recipe != "joint":
-            raise SpecError(f"the recipe {spec.recipe} has one teacher; several are for joint")
-        return named, ""
-    families = dict.fromkeys(b.pair.task.family for b in before.values())
-    wanted = [f for f in families if f in spec.lift] if spec.recipe != "joint" else list(families)
-    if not wanted:
-        raise SpecError(f"no task of the study is of the families to lift ({', '.join(spec.lift)})")
-    gains = {family: _gains([b for b in before.values() if b.pair.task.family == family]) for family in wanted}
-    groups = [wanted] if spec.recipe != "joint" else [[family] for family in wanted]
-    layers = []
-    for group in groups:
-        mean = {layer: float(np.mean([gains[f][layer] for f in group])) for layer in gains[group[0]]}
-        layers.append(max(mean, key=lambda layer: mean[layer]))
-    final = next(iter(before.values())).pair.final
-    best = max(gains[f][layer] for f, layer in zip(wanted, layers * len(wanted), strict=False))
-    margin = next(iter(before.values())).pair.spec.margin
-    message = ""
-    if best <= margin:
-        message = (
-            f"no repair needed: over the tasks of {', '.join(wanted)}, no layer of {spec.encoder} is better than "
-            f"{final} on inner folds by more than {margin:g} (best: {layers[0]}, {best:+.3f})"
-        )
-    found = tuple(dict.fromkeys(layer for layer in layers if layer != final))
-    return found, message or ("" if found else f"no repair needed: the best layer of {spec.encoder} is {final} itself")
-
-
-def _gains(tasks: list[Before]) -> dict[str, float]:
-    """Of each layer, the mean over tasks of its inner score less that of the final layer; trunk layers only."""
-    layers = {layer.name for layer in tasks[0].pair.encoder.layers if layer.depth is not None}
-    shared = [layer for layer in tasks[0].grid.layers if layer in layers and all(layer in b.grid.layers for b in tasks)]
-    gains: dict[str, list[float]] = {layer: [] for layer in shared}
-    for one in tasks:
-        inner = np.nanmax(one.grid.values("inner").mean(-1), axis=(1, 2))  # [L]
-        end = one.grid.layers.index(one.pair.final)
-        for layer in shared:
-            gains[layer].append(float(inner[one.grid.layers.index(layer)] - inner[end]))
-    return {layer: float(np.mean(values)) for layer, values in gains.items()}
+def _plain(value: Any) -> Any:
+    """JSON has no NaN."""
+    return None if isinstance(value, float) and value != value else value
 
 
 def _forget(folder: Path) -> None:
     """Remove what an alignment wrote into a folder, and nothing else."""
-    for name in (BEFORE, AFTER, ENCODER, "controls"):
+    for name in (BEFORE, AFTER, ENCODER, OF_CONTROLS, SEEDS):
         shutil.rmtree(folder / name, ignore_errors=True)
-    for name in ("checkpoint.pt", "losses.csv", "lift.csv", "spec.yaml", "provenance.json", "report.html"):
+    for name in (*_FILES, "report.html"):
         (folder / name).unlink(missing_ok=True)
-
-
-def _write_provenance(
-    folder: Path, spec: AlignSpec, base: Encoder, tuned: Encoder | None, teachers: tuple[str, ...], message: str,
-    clock: dict[str, float], tasks: dict[str, Task],
-) -> None:  # fmt: skip
-    encoders = [base] if tuned is None else [base, tuned]
-    content = {
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": made_by.versions(),
-        "device": made_by.describe_device(str(base.device)),
-        "seed": spec.seed,
-        "teachers": list(teachers),
-        "message": message,
-        "encoders": {one.name: made_by.describe_encoder(one, one.fingerprint()) for one in encoders},
-        "tasks": {name: made_by.describe_task(task) for name, task in tasks.items()},
-        "seconds": {name: round(seconds, 2) for name, seconds in clock.items()},
-    }
-    replace_text(folder / "provenance.json", json.dumps(content, indent=2))

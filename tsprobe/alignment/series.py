@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
 
+from tsprobe.alignment.segmenter import segmenter_of
 from tsprobe.capture.windows import cut, interpolate, load
 from tsprobe.data.panel import as_panel
 from tsprobe.data.states import regimes
@@ -18,26 +20,44 @@ from tsprobe.types import Batch, TokenMap
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
 
+    from tsprobe.alignment.segmenter import Segmenter
+    from tsprobe.alignment.spec import AlignSpec
+    from tsprobe.data.panel import Panel
     from tsprobe.encoders.base import Encoder
     from tsprobe.tasks.base import Task
 
+GROUP = "tsprobe.lessons"  # entry points: what encoders of another kind learn on
 HELD_OUT = 1 << 20  # numbers of batches from here on are never trained on
 
 
 @dataclass(frozen=True)
 class Lesson:
-    """A batch of series. `segments [B, S]` numbers the segment of each step; `targets` are those of a task."""
+    """A batch of series. `segments [B, S]` numbers the segment of each step; of pictures, `maps [B, M, h, w]` say how
+    much of each place lies in each of M parts. `targets` are those of a task, `rows [B]` of its training series.
+    """
 
     batch: Batch
     segments: Int[torch.Tensor, "B S"] | None = None
     targets: torch.Tensor | None = None
     task: int = 0
+    rows: torch.Tensor | None = None
+    maps: Float[torch.Tensor, "B M h w"] | None = None
+
+
+class Lessons(Protocol):
+    """Batches by number: the same for the same number, in whatever order they are asked for."""
+
+    def lesson(self, number: int, size: int) -> Lesson: ...
 
 
 class Unlabelled:
     """Batches of the pretraining corpus; every other one, where asked, of series whose segments are known."""
 
-    def __init__(self, encoder: Encoder, sources: tuple[str, ...], longest: int, seed: int, *, segments: bool) -> None:
+    def __init__(
+        self, encoder: Encoder, sources: tuple[str, ...], longest: int, seed: int, *, segments: bool,
+        segmenter: Segmenter | None = None,
+    ) -> None:  # fmt: skip
+        self._segmenter = segmenter
         facts = encoder.facts
         if facts.channels not in (None, 1):
             raise SpecError(f"{encoder.name} takes {facts.channels} channels; the generated series have one")
@@ -61,9 +81,25 @@ class Unlabelled:
         series = self._corpus.batch(number, size)
         if self._masks:
             values, observed = series.values[:, None], series.observed[:, None]
-            return Lesson(Batch(values, observed, torch.full((size,), values.shape[-1])))
-        gaps = np.where(series.observed.numpy(), series.values.numpy(), np.nan).astype(np.float32)
-        return Lesson(_whole(torch.from_numpy(np.stack([interpolate(x[None]) for x in gaps]))))
+            batch = Batch(values, observed, torch.full((size,), values.shape[-1]))
+        else:
+            gaps = np.where(series.observed.numpy(), series.values.numpy(), np.nan).astype(np.float32)
+            batch = _whole(torch.from_numpy(np.stack([interpolate(x[None]) for x in gaps])))
+        return Lesson(batch, None if self._segmenter is None else self._segmenter(batch.values))
+
+
+class Own:
+    """Batches of the training series of tasks, their targets unused. A fifth of the series is held out."""
+
+    def __init__(self, encoder: Encoder, panels: list[Panel], seed: int, segmenter: Segmenter | None) -> None:
+        self._encoder, self._panels, self._seed, self._segmenter = encoder, panels, seed, segmenter
+        self._parts = [held_out(len(panel), seed) for panel in panels]
+
+    def lesson(self, number: int, size: int) -> Lesson:
+        """The same for the same number, in whatever order it is asked for."""
+        which = number % len(self._panels)
+        batch, picked = drawn(self._encoder, self._panels[which], self._parts[which], self._seed, number, size)
+        return Lesson(batch, None if self._segmenter is None else self._segmenter(batch.values), rows=picked)
 
 
 class Labelled:
@@ -71,25 +107,61 @@ class Labelled:
 
     def __init__(self, encoder: Encoder, tasks: list[Task], seed: int) -> None:
         self._encoder, self._tasks, self._seed = encoder, tasks, seed
-        self._parts = []
-        for task in tasks:
-            order = np.random.default_rng([seed, len(task.train)]).permutation(len(task.train))
-            held = max(1, len(order) // 5)
-            self._parts.append((order[held:], order[:held]))
+        self._parts = [held_out(len(task.train), seed) for task in tasks]
 
     def lesson(self, number: int, size: int) -> Lesson:
+        """The same for the same number, in whatever order it is asked for."""
         which = number % len(self._tasks)
-        task, facts = self._tasks[which], self._encoder.facts
-        rows = self._parts[which][int(number >= HELD_OUT)]
-        rng = np.random.default_rng([self._seed, number])
-        picked = np.sort(rng.choice(rows, min(size, len(rows)), replace=False))
-        panel = task.train.take(picked.tolist())
-        if not facts.pads:
-            length = int(panel.lengths.min())
-            panel = as_panel([x[:, :length] for x in panel.series])
-        windows = [w for w in cut(panel, facts, self._encoder.name) if w.start == 0]
-        batch = load(panel, windows, keep_missing=facts.masks_missing)
-        return Lesson(batch, targets=torch.from_numpy(task.y_train[picked]), task=which)
+        task = self._tasks[which]
+        batch, picked = drawn(self._encoder, task.train, self._parts[which], self._seed, number, size)
+        return Lesson(batch, targets=torch.from_numpy(task.y_train)[picked], task=which, rows=picked)
+
+
+def held_out(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows to learn from, and a fifth of them to look at on the way."""
+    order = np.random.default_rng([seed, n]).permutation(n)
+    held = max(1, n // 5)
+    return order[held:], order[:held]
+
+
+def drawn(
+    encoder: Encoder, panel: Panel, parts: tuple[np.ndarray, np.ndarray], seed: int, number: int, size: int
+) -> tuple[Batch, Int[torch.Tensor, " B"]]:
+    """Batch `number` of a panel, held-out rows from `HELD_OUT` on, and which rows it has."""
+    facts, rows = encoder.facts, parts[int(number >= HELD_OUT)]
+    picked = np.sort(np.random.default_rng([seed, number]).choice(rows, min(size, len(rows)), replace=False))
+    some = panel.take(picked.tolist())
+    if not facts.pads:
+        length = int(some.lengths.min())
+        some = as_panel([x[:, :length] for x in some.series])
+    windows = [w for w in cut(some, facts, encoder.name) if w.start == 0]
+    return load(some, windows, keep_missing=facts.masks_missing), torch.from_numpy(picked)
+
+
+def lessons_of(encoder: Encoder, panels: list[Panel], spec: AlignSpec, *, segments: bool) -> Lessons:
+    """Series without labels: what a package gives for its kind of encoder, else the training series of tasks, else
+    generated ones. Raises `SpecError` for a request that makes no sense."""
+    for point in sorted(entry_points(group=GROUP), key=lambda point: point.name):
+        found = point.load()(encoder, panels, spec, segments=segments)
+        if found is not None:
+            return found
+    segmenter = segmenter_of(spec.locality_from) if segments and spec.locality_from else None
+    if panels:
+        return Own(encoder, panels, spec.seed, segmenter)
+    return Unlabelled(encoder, spec.sources, spec.length, spec.seed, segments=segments, segmenter=segmenter)
+
+
+def grid_maps(maps: Float[torch.Tensor, "B M h w"], tokens: TokenMap) -> Float[torch.Tensor, "B T M"]:
+    """The maps of pictures at each real token: means over its patch; 0 at the others."""
+    assert tokens.grid is not None
+    places = (tokens.grid.rows, tokens.grid.columns)
+    larger = maps.shape[2] >= places[0] and maps.shape[3] >= places[1]
+    read = torch.nn.functional.adaptive_avg_pool2d(maps, places) if larger else torch.nn.functional.interpolate(
+        maps, places, mode="bilinear", align_corners=False
+    )  # fmt: skip
+    out = maps.new_zeros(*tokens.mask.shape, maps.shape[1])
+    out[tokens.mask] = read.flatten(2).transpose(1, 2).flatten(0, 1)
+    return out
 
 
 def membership(segments: Int[torch.Tensor, "B S"], tokens: TokenMap, rows: int) -> Float[torch.Tensor, "R T M"]:

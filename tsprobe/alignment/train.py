@@ -18,10 +18,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from tsprobe.alignment.pretext import Pretext
 from tsprobe.alignment.recipes import RECIPES, Layers, Targets
-from tsprobe.alignment.series import HELD_OUT, Labelled, Lesson, Unlabelled
+from tsprobe.alignment.series import HELD_OUT, Labelled, Lesson, Lessons, lessons_of
 from tsprobe.alignment.spec import AlignSpec
 from tsprobe.alignment.student import Student
+from tsprobe.alignment.words import Words
 from tsprobe.encoders import aligned
 from tsprobe.encoders.base import Encoder
 from tsprobe.errors import EncoderError
@@ -30,38 +32,52 @@ from tsprobe.pretraining.train import CHECKPOINT, rate, take_up
 from tsprobe.tasks.base import Task
 
 Stage = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+Note = Callable[[str, list[dict[str, float]]], None]
+"""Of a tuning's name, and rows of its losses with `step` and `held_out`."""
 
 LOOKS = 8  # at held-out series, the one before the first step not counted
 _LESSONS = 4  # batches of a look, and of the statistics that tokens are standardised with
 
 
 class Tuning:
-    """All that changes while a student learns from a frozen encoder."""
+    """All that changes while a student learns from a frozen encoder, or, with `pretext`, as it did in pretraining."""
 
-    def __init__(self, spec: AlignSpec, encoder: Encoder, teachers: tuple[str, ...], tasks: list[Task]) -> None:
+    def __init__(
+        self, spec: AlignSpec, encoder: Encoder, teachers: tuple[str, ...], tasks: list[Task], *, pretext: bool = False
+    ) -> None:
         self.spec, self.base, self.device = spec, encoder, encoder.device
-        self.lessons: Unlabelled | Labelled
+        self.lessons: Lessons
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(spec.seed)
             if RECIPES[spec.recipe].labelled:
                 self.lessons = Labelled(encoder, tasks, spec.seed)
             else:
                 segments = spec.recipe == "dense" and spec.locality > 0
-                self.lessons = Unlabelled(encoder, spec.sources, spec.length, spec.seed, segments=segments)
+                panels = [task.train for task in tasks]
+                self.lessons = lessons_of(encoder, panels, spec, segments=segments)
             self.looks = [self.lessons.lesson(HELD_OUT + i, spec.batch) for i in range(_LESSONS)]
             self.student = Student(
                 encoder, aligned.Tuned(spec.encoder, spec.recipe, _learned_from(spec)), mask=spec.mask,
                 mask_block=spec.mask_block, stochastic_depth=spec.stochastic_depth, layer_scale=spec.layer_scale,
+                rank=spec.rank if spec.tuning == "lora" else 0, targets=spec.targets,
+                checkpointing=spec.checkpointing,
             )  # fmt: skip
-            self.criterion: Layers | Targets
-            if RECIPES[spec.recipe].labelled:
+            self.criterion: Layers | Targets | Words | Pretext
+            if pretext:
+                self.criterion = Pretext(encoder, self.student.encoder.module)
+            elif spec.recipe == "language":
+                self.criterion = Words(encoder, tasks, self.looks, decoder=spec.decoder, seed=spec.seed)
+            elif RECIPES[spec.recipe].labelled:
                 self.criterion = Targets(encoder, tasks, self._width())
             else:
                 self.criterion = Layers(encoder, teachers, self.looks, locality=spec.locality)
         self.criterion.to(encoder.device)
-        module = self.student.encoder.module
-        self.weights = [p for p in (*module.parameters(), *self.criterion.parameters()) if p.requires_grad]
-        self.optimiser = torch.optim.AdamW(self.weights, spec.rate, (0.9, 0.95), weight_decay=spec.decay)
+        groups: list[dict[str, Any]] = [
+            {"params": [p for p in part.parameters() if p.requires_grad], "share": share}
+            for part, share in ((self.student.encoder.module, 1.0), (self.criterion, spec.head_rate))
+        ]
+        self.weights = [p for group in groups for p in group["params"]]
+        self.optimiser = torch.optim.AdamW(groups, spec.rate, (0.9, 0.95), weight_decay=spec.decay)
         self.step = 0
         self.rows: list[dict[str, float]] = []
         self.best: tuple[float, dict[str, torch.Tensor]] = math.inf, {}
@@ -72,6 +88,8 @@ class Tuning:
             return self.student.tokens(inputs, tuning=False).shape[-1]
 
     def losses(self, lesson: Lesson, *, tuning: bool, seed: int = 0) -> dict[str, torch.Tensor]:
+        if isinstance(self.criterion, Pretext):
+            return self.criterion(self.student.encoder.module, lesson, seed)
         inputs = self.base.prepare(lesson.batch.to(self.base.device))
         return self.criterion(self.student.tokens(inputs, tuning=tuning, seed=seed), inputs, lesson)
 
@@ -79,7 +97,9 @@ class Tuning:
         """One step. Raises `EncoderError` where the loss is not finite; the weights are those before it."""
         spec = self.spec
         for group in self.optimiser.param_groups:
-            group["lr"] = rate(self.step, spec)
+            group["lr"] = rate(self.step, spec) * group["share"]
+        if isinstance(self.criterion, Words):
+            self.criterion.waits = self.step < spec.projector_first
         parts = self.losses(
             self.lessons.lesson(self.step, spec.batch), tuning=True, seed=spec.seed * 1_000_003 + self.step
         )
@@ -95,6 +115,8 @@ class Tuning:
         nn.utils.clip_grad_norm_(self.weights, spec.clip)
         self.optimiser.step()
         self.step += 1
+        if isinstance(self.criterion, Pretext):
+            self.criterion.after_step(self.student.encoder.module, self.step / spec.steps)
         self.rows.append(
             {"step": self.step, "held_out": 0} | {name: float(value.detach()) for name, value in parts.items()}
         )
@@ -127,16 +149,26 @@ class Tuning:
         self.optimiser.load_state_dict(state["optimiser"])
 
 
-def tune(tuning: Tuning, folder: Path, *, stage: Stage, name: str, until: int | None = None) -> Encoder | None:
+def tune(
+    tuning: Tuning,
+    folder: Path,
+    *,
+    stage: Stage,
+    name: str,
+    until: int | None = None,
+    note: Note | None = None,
+) -> Encoder | None:
     """Tune to the end, going on where a stopped run was, and give the encoder that `folder/encoder` then holds.
 
-    `until` stops after that many steps, as a killed run would, and gives None. Raises `SpecError` where the folder
-    holds another run, `EncoderError` for a loss that is not finite.
+    `note` is given the rows of `losses.csv` at every look, at first those that a stopped run left. `until` stops after
+    that many steps, as a killed run would, and gives None. Raises `SpecError` where the folder holds another run,
+    `EncoderError` for a loss that is not finite.
     """
     spec = tuning.spec
     take_up(tuning, folder)
     if not tuning.rows:
         tuning.look()
+    told = 0
     with stage(name, spec.steps) as advance:
         advance(tuning.step)
         kept = time.monotonic()
@@ -148,6 +180,9 @@ def tune(tuning: Tuning, folder: Path, *, stage: Stage, name: str, until: int | 
                 raise
             if tuning.step % max(1, spec.steps // LOOKS) == 0 or tuning.step == spec.steps:
                 tuning.look()
+                if note is not None:
+                    note(name, tuning.rows[told:])
+                    told = len(tuning.rows)
             advance(1)
             if time.monotonic() - kept > spec.keep_every:
                 _keep(tuning, folder)
@@ -157,6 +192,7 @@ def tune(tuning: Tuning, folder: Path, *, stage: Stage, name: str, until: int | 
         return None
     module = tuning.student.encoder.module
     module.load_state_dict(tuning.best[1])
+    tuning.student.merge()
     tuning.student.encoder.save(folder / "encoder")
     return aligned.Aligned.load(str(folder / "encoder"), base=tuning.base)
 

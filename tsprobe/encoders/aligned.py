@@ -60,10 +60,12 @@ class Aligned:
         config = hub.read_config(folder, FAMILY, MODEL_TYPE)
         with hub.building(folder, FAMILY):
             tuned = Tuned(str(config["base"]), str(config["recipe"]), str(config["trained_on"]))
-            scaled = bool(config["scaled"])
+            scaled, cut = bool(config["scaled"]), config.get("cut")
         if base is None:
             with hub.without_weights():
                 base = load_named(tuned.base)
+        if cut is not None and base.cut is None:
+            base = base.truncate(str(cut))
         encoder = retuned(base, f"{FAMILY}:{source}", tuned)
         if scaled:
             insert_scales(encoder)
@@ -92,6 +94,8 @@ def save(encoder: Encoder, folder: Path) -> None:
     replace_file(folder / "model.safetensors", lambda handle: handle.write(weights))
     scaled = any(name.endswith(SCALE) for name in state)
     config = {"model_type": MODEL_TYPE, **asdict(encoder.tuned), "scaled": scaled}
+    if encoder.cut is not None:
+        config["cut"] = encoder.cut.layer
     replace_text(folder / "config.json", json.dumps(config, indent=1) + "\n")
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tsprobe.files import replace_file
 from tsprobe.report import text
+from tsprobe.report.tradeoff import depths, environment, matrix
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -17,22 +17,26 @@ WIDTH = 296  # of a drawing, in px
 _MARGIN = 14
 
 
-def write_alignment_report(path: Path, lift: pd.DataFrame, about: dict[str, Any]) -> Path:
-    """Render the rows of `lift.csv`. `about` has `encoder`, `recipe`, `teachers`, `message` and `spec`.
+def write_alignment_report(path: Path, lift: pd.DataFrame, families: pd.DataFrame, about: dict[str, Any]) -> Path:
+    """Render the rows of `lift.csv` and `families.csv`.
 
-    Raises `StorageError` where the disk refuses.
+    `about` has `encoder`, `recipe`, `teachers`, `message`, `spec`, `seeds`, the lines of `left_out`, and what each of
+    the `controls` and the `cut` are. Raises `StorageError` where the disk refuses.
     """
-    import jinja2
     import yaml
 
-    source = resources.files("tsprobe.report").joinpath("alignment.html.j2").read_text(encoding="utf-8")
-    env = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
-    env.filters.update(number=text.number, signed=lambda x: text.number(x, signed=True))
-    page = env.from_string(source).render(
-        **{k: v for k, v in about.items() if k != "spec"},
-        families=_families(lift),
-        controls=[name for name in dict.fromkeys(lift["control"]) if name],
-        spec=yaml.safe_dump(text.simple(about["spec"]), sort_keys=False, allow_unicode=True, width=100),
+    drawn = [name for name in dict.fromkeys(lift["control"]) if name]
+    page = (
+        environment()
+        .get_template("alignment.html.j2")
+        .render(
+            **about
+            | {"spec": yaml.safe_dump(text.simple(about["spec"]), sort_keys=False, allow_unicode=True, width=100)},
+            families=_families(lift),
+            drawn=drawn,
+            matrix=matrix(families) if len(families) else {"families": [], "rows": []},
+            depths=depths(families) if len(families) else [],
+        )
     )
     replace_file(path, lambda handle: handle.write(page.encode("utf-8", errors="replace")))
     return path

@@ -195,13 +195,13 @@ def _between(row: Any) -> str:
 def _level(y: float, right: float, words: str, dash: str, group: int | None, width: float) -> Plot:
     xs = np.linspace(-0.04, right, 23).round(3).tolist()  # points all along, for a hover needs a point to catch
     return {
-        "type": "scatter", "mode": "lines", "x": xs, "y": [_value(y)] * len(xs), "meta": group, "text": words,
+        "type": "scatter", "mode": "lines", "x": xs, "y": [json_value(y)] * len(xs), "meta": group, "text": words,
         "hovertemplate": "%{text}<extra></extra>", "line": {"color": NEUTRAL, "dash": dash, "width": width},
         "showlegend": False,
     }  # fmt: skip
 
 
-def _value(y: float) -> float | None:
+def json_value(y: float) -> float | None:
     return float(f"{y:.6g}") if math.isfinite(y) else None
 
 
@@ -212,7 +212,7 @@ def _curve(encoder: str, layers: pd.DataFrame, style: Style, mark: Any, ends: tu
         xs = [xs[0] + 0.04 * style.group]
     floor = ends[0] + 0.015 * (ends[1] - ends[0])
     scores = layers["score"].to_numpy(float)
-    ys = [_value(max(score, floor)) if math.isfinite(score) else None for score in scores]
+    ys = [json_value(max(score, floor)) if math.isfinite(score) else None for score in scores]
     studied = style.role == "studied"
     final = mark.final_layer if mark is not None and studied else None
     chosen = mark.chosen_layer if mark is not None and studied else None
@@ -239,7 +239,7 @@ def _curve(encoder: str, layers: pd.DataFrame, style: Style, mark: Any, ends: tu
         traces.insert(0, {**base, **_band(xs, layers), "fillcolor": _faint(style.colour, 0.16)})
     elif len(xs) == 1 and studied and not math.isnan(layers["low"].iloc[0]):
         up, down = layers["high"].iloc[0] - scores[0], scores[0] - layers["low"].iloc[0]
-        curve["error_y"] = {"type": "data", "array": [_value(up)], "arrayminus": [_value(down)], "width": 4}
+        curve["error_y"] = {"type": "data", "array": [json_value(up)], "arrayminus": [json_value(down)], "width": 4}
     names = list(layers["layer"])
     for layer, symbol, size in ((final, "circle-open", 12), (chosen, "star", 13)):
         if layer in names:
@@ -258,7 +258,7 @@ def _band(xs: list[float], layers: pd.DataFrame) -> Plot:
     for run in _runs(np.isfinite(layers[["low", "high"]].to_numpy(float)).all(axis=1)):
         there, low, high = xs[run], layers["low"].to_numpy(float)[run], layers["high"].to_numpy(float)[run]
         out_x += [*([None] if out_x else []), *there, *there[::-1]]
-        out_y += [*([None] if out_y else []), *map(_value, low), *map(_value, high[::-1])]
+        out_y += [*([None] if out_y else []), *map(json_value, low), *map(json_value, high[::-1])]
     return {"mode": "lines", "x": out_x, "y": out_y, "fill": "toself", "line": {"width": 0}, "hoverinfo": "skip"}
 
 
@@ -292,45 +292,6 @@ def bare() -> Plot:
         "font": {"family": "system-ui, -apple-system, Segoe UI, Roboto, sans-serif", "size": 11, "color": NEUTRAL},
         "hoverlabel": {"bgcolor": "#22262b", "bordercolor": "#22262b", "font": {"color": "#ffffff", "size": 12},
                        "align": "left"},
-    }  # fmt: skip
-
-
-def diagnostic_panels(study: Any, look: Mapping[str, Style]) -> list[Plot]:
-    """One panel for each diagnostic: its mean over tasks and poolings against depth, a curve for each encoder."""
-    table = study.diagnostics
-    made = []
-    for name, rows in table.groupby("diagnostic", sort=False) if len(table) else ():
-        by = ["encoder", "layer_index", "layer"]
-        groups = rows.groupby(by, sort=False).agg(
-            depth=("depth", "first"), value=("value", "mean"), low=("value", "min"), high=("value", "max")
-        )
-        means = groups.reset_index()
-        low, high = y_range(means["value"].to_numpy(float), np.array([]))
-        means = means.assign(place=places(means))
-        right = float(means["place"].clip(lower=1).max()) + 0.04
-        traces = []
-        for encoder, layers in means.groupby("encoder", sort=False):
-            layers = layers.sort_values("layer_index")
-            traces.append(_diagnostic(str(encoder), layers, look, low))
-        summary = f"{name} by depth for {means['encoder'].nunique()} encoders, mean over tasks and poolings"
-        layout = axes((low, high), right)
-        made.append({"diagnostic": str(name), "summary": summary, "traces": traces, "layout": layout})
-    return made
-
-
-def _diagnostic(encoder: str, layers: pd.DataFrame, look: Mapping[str, Style], low: float) -> Plot:
-    style = look.get(encoder) or Style(-1, NEUTRAL, "studied", "solid", "circle")
-    words = [
-        f"<b>{safe(shorten(encoder, 36))}</b><br>{safe(shorten(str(row['layer']), 30))}<br>{number(row['value'])}"
-        f"{', below the axis' if row['value'] < low else ''} (tasks: {interval(row['low'], row['high'])})"
-        for row in layers.to_dict("records")
-    ]
-    return {
-        "type": "scatter", "mode": "lines+markers", "x": layers["place"].tolist(),
-        "y": [_value(max(value, low)) for value in layers["value"]],
-        "meta": style.group, "text": words, "hovertemplate": "%{text}<extra></extra>", "showlegend": False,
-        "line": {"color": style.colour, "dash": style.dash, "width": 2 if style.role == "studied" else 1.4},
-        "marker": {"size": 4, "color": style.colour, "symbol": style.symbol},
     }  # fmt: skip
 
 

@@ -18,8 +18,9 @@ import numpy as np
 
 from tsprobe.files import replace_file
 from tsprobe.report import text
+from tsprobe.report.diagnostics import diagnostic_panels, likeness_maps
 from tsprobe.report.families import peaks
-from tsprobe.report.figures import Plot, Style, diagnostic_panels, look_of, panels
+from tsprobe.report.figures import Plot, Style, look_of, panels
 from tsprobe.report.heat import heat_maps
 
 if TYPE_CHECKING:
@@ -33,8 +34,8 @@ WHISKER = 132  # width of the small gap drawings, in px
 def render(study: Any) -> str:
     """The report as one HTML page, plotly.js inlined, that asks nothing of a network.
 
-    `study` has `name`, `spec`, `provenance`, `scores`, `curves`, `verdicts`, `diagnostics` and `controls`; any of
-    the tables may be empty.
+    `study` has `name`, `spec`, `provenance`, `scores`, `curves`, `verdicts`, `diagnostics` and `controls`, and may
+    have `cka`; any of the tables may be empty.
     """
     import jinja2
     from plotly.offline import get_plotlyjs
@@ -76,9 +77,9 @@ def _context(study: Any) -> dict[str, Any]:
     curves = panels(study, look)
     maps, scale = heat_maps(study)
     maps.sort(key=lambda drawn: list(look).index(drawn["encoder"]))
-    diagnostics = diagnostic_panels(study, look)
+    diagnostics, likeness = diagnostic_panels(study, look), likeness_maps(study, look)
     families = peaks(study.curves, look)
-    drawings = {"c": curves, "h": maps, "d": diagnostics, "f": families}
+    drawings = {"c": curves, "h": maps, "d": diagnostics, "f": families, "k": likeness}
     legend = _legend(look)
     table = _table(verdicts, notes, controls)
     return {
@@ -96,7 +97,8 @@ def _context(study: Any) -> dict[str, Any]:
         "scale": scale,
         "heads": any(plot["layout"]["shapes"] for plot in curves),
         "tables": _split(table, AT_ONCE["rows"]),
-        "diagnostics": _numbered(diagnostics, "d"),
+        "diagnostics": _grouped(_numbered(diagnostics, "d")),
+        "likeness": _numbered(likeness, "k"),
         "spec": yaml.safe_dump(text.simple(study.spec), sort_keys=False, allow_unicode=True, width=100),
         "facts": text.facts(study.provenance),
         "data": {
@@ -119,6 +121,14 @@ def _numbered(plots: Sequence[Plot], kind: str) -> list[Plot]:
         {**{k: v for k, v in plot.items() if k != "traces"}, "id": f"{kind}{i}", "height": plot["layout"]["height"]}
         for i, plot in enumerate(plots)
     ]
+
+
+def _grouped(plots: Sequence[Plot]) -> list[tuple[str, list[Plot]]]:
+    """Plots that stand together under the same `group`, in their order."""
+    groups: dict[str, list[Plot]] = {}
+    for plot in plots:
+        groups.setdefault(plot["group"], []).append(plot)
+    return list(groups.items())
 
 
 def _size(scores: pd.DataFrame, controls: Mapping[str, str]) -> str:

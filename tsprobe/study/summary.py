@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import xarray as xr
 
-from tsprobe.metrics import Metric, get_metric, mean_known
+from tsprobe.metrics import Metric, get_metric
 from tsprobe.stats import Gap, best_readout, choose, paired_gap, resample_counts, score_interval
 from tsprobe.study.cells import Cell
 from tsprobe.study.pair import Pair
@@ -125,8 +125,9 @@ def _uncertainty(
     drawn = counts[:, series.unique()]  # series without a label are drawn, and say nothing
 
     def each(place: Place) -> torch.Tensor:
-        return metric.each(y, grid.predictions(*place), series)[..., None]
+        return metric.notes(y, grid.predictions(*place), series)
 
     number = torch.arange(drawn.shape[1])
-    gap = paired_gap(mean_known, number, each(chosen), each(final), drawn)
-    return gap, [score_interval(mean_known, number, each(place), drawn) for place in curve]
+    weighed = metric.pooled is not None
+    gap = paired_gap(metric.over_series, number, each(chosen), each(final), drawn, weighed=weighed)
+    return gap, [score_interval(metric.over_series, number, each(place), drawn) for place in curve]
