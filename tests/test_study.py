@@ -87,7 +87,8 @@ def test_artefacts_have_the_agreed_names_and_columns(kept: tp.Study) -> None:
     assert set(pd.read_csv(folder / "verdicts.csv").verdict) <= {"hidden", "exposed", "undecided"}
     for table in (kept.scores.query("encoder != 'baseline/chance'"), kept.diagnostics):
         assert sorted(table.depth.unique()) == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1])
-        assert table.iloc[:, -1].notna().all()
+    assert kept.scores.score.notna().all()
+    assert (kept.diagnostics.value.isna() == kept.diagnostics.note.notna()).all()  # what is missing says why
 
 
 def test_names_never_become_paths_outside_the_folder(kept: tp.Study) -> None:

@@ -105,8 +105,8 @@ def test_the_config_for_real_folders_runs_to_the_end(data, tmp_path):
     tasks = [name + ("&" if "?" in name else "?") + "size=48" for name in tasks]
     asked = [
         "run", str(CONFIG), "--out", str(tmp_path / "out"), "--set", "tracking.enabled=false",
-        "--set", f"encoders=[timm:{tmp_path}/PE-Core-B16-224.pt?size=48, vision/pixels]",
-        "--set", f"tasks={json.dumps(tasks)}", "--set", "resamples=50", "--set", "layers=[block.3, block.11, norm]",
+        "--set", f'encoders=["timm:{tmp_path}/PE-Core-B16-224.pt?size=48"]',
+        "--set", f"tasks={json.dumps(tasks)}", "--set", "resamples=100", "--set", "layers=[block.3, block.11, norm]",
     ]  # fmt: skip
     done = CliRunner().invoke(app, asked)
     assert done.exit_code == 0, done.output

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tsprobe.capture.features import Features
-from tsprobe.capture.reading import Reading, stream
+from tsprobe.capture.reading import Reading, Watch, stream
 from tsprobe.capture.store import FeatureStore
 from tsprobe.capture.windows import cut
 
@@ -28,11 +28,13 @@ def extract(
     layers: Sequence[str] | None = None,
     progress: Callable[[int], None] | None = None,
     store: Path | None = None,
+    watch: Watch | None = None,
 ) -> Features:
     """Pooled features `[N, P, D]` of each layer, from one pass over the panel; see `stream` for what is raised.
 
     Missing values are masked where the encoder can and interpolated otherwise, and counted in the notes; with
-    `missing="error"` they are refused. `progress` is called with the number of windows read.
+    `missing="error"` they are refused. `progress` is called with the number of windows read. `watch` sees the tokens of
+    the series that are read here.
 
     With a `store`, a folder that belongs to this encoder, panel and reading, features are written there as they come
     and memory does not grow with N; series that an earlier, killed process has left there are not read again, though
@@ -40,11 +42,11 @@ def extract(
     """
     reading = reading or Reading()
     if store is not None:
-        return _extract_to(store, encoder, panel, reading, layers, progress)
+        return _extract_to(store, encoder, panel, reading, layers, progress, watch)
     begin = time.perf_counter()
     arrays: dict[str, np.ndarray] = {}
     forward = 0.0
-    with closing(stream(encoder, panel, reading, layers=layers, progress=progress)) as blocks:
+    with closing(stream(encoder, panel, reading, layers=layers, progress=progress, watch=watch)) as blocks:
         for block in blocks:
             for name, array in block.arrays.items():
                 if name not in arrays:
@@ -62,6 +64,7 @@ def _extract_to(
     reading: Reading,
     layers: Sequence[str] | None,
     progress: Callable[[int], None] | None,
+    watch: Watch | None,
 ) -> Features:
     notes = describe(encoder, panel)  # raises for series that the encoder cannot take, before there is a folder
     names = tuple(layers) if layers is not None else tuple(encoder.taps)
@@ -69,7 +72,8 @@ def _extract_to(
         done = kept.done
         if progress is not None and done.any():
             progress(sum(bool(done[w.series]) for w in cut(panel, encoder.facts, encoder.name)))
-        with closing(stream(encoder, panel, reading, layers=names, done=done, progress=progress)) as blocks:
+        blocks = stream(encoder, panel, reading, layers=names, done=done, progress=progress, watch=watch)
+        with closing(blocks):
             for block in blocks:
                 kept.add(block)
         kept.finish(notes | {"seconds": round(kept.seconds, 3), "forward_seconds": round(kept.forward, 3)})

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -24,11 +25,11 @@ from tsprobe.types import Batch
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Int64
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from tsprobe.data.panel import Panel
     from tsprobe.encoders.base import Encoder
-    from tsprobe.types import TokenMap
+    from tsprobe.types import Inputs, TokenMap
 
 Finished = tuple[Any, ...]  # the fields of a block, the last of which may be left out
 
@@ -72,6 +73,15 @@ class Block:
     forward: float = 0.0
 
 
+class Watch(Protocol):
+    """Looks at tokens while a panel is read; keeps what it wants of them, which is not the tokens."""
+
+    def watching(
+        self, module: nn.Module, inputs: Inputs, series: Sequence[int], layers: Sequence[str]
+    ) -> AbstractContextManager[Callable[[str, Tensor], None] | None]:
+        """For one pass over a batch whose entries belong to `series`: called with each layer's tokens `[R, T, D]`."""
+
+
 def stream(
     encoder: Encoder,
     panel: Panel,
@@ -80,6 +90,7 @@ def stream(
     layers: Sequence[str] | None = None,
     done: Bool[np.ndarray, " N"] | None = None,
     progress: Callable[[int], None] | None = None,
+    watch: Watch | None = None,
 ) -> Generator[Block, None, None]:
     """Pooled features of every series that is not `done`, each in one block, in the order in which they are ready.
 
@@ -87,8 +98,10 @@ def stream(
     the context are read in windows and merged as if pooled once. `layers` are all of the encoder's unless named.
     `progress` is called with the number of windows read. To leave early, close the generator (`contextlib.closing`).
 
+    `watch` sees the tokens of every batch.
+
     An encoder may have a `stream(panel, reading, layers, done, progress)` of its own, which is then asked instead, with
-    the layers named and `done` a mask; it gives the fields of a `Block`, at least index and arrays.
+    the layers named and `done` a mask; it gives the fields of a `Block`, at least index and arrays. It is not watched.
 
     Raises `DataError` for series that the encoder cannot take, `UnknownNameError` for a layer that it does not have
     (both at the call), and `EncoderError` for a layer that gives a value that is not finite, at its first block.
@@ -109,7 +122,7 @@ def stream(
         return _checked(own(panel, reading, names, done, progress), encoder.name)
     if reading.steps is not None:
         refuse_coarse(encoder, panel, names)
-    return _checked(_read(encoder, panel, reading, names, slots, windows, done, progress), encoder.name)
+    return _checked(_read(encoder, panel, reading, names, slots, windows, done, progress, watch), encoder.name)
 
 
 def _read(
@@ -121,6 +134,7 @@ def _read(
     windows: list[Window],
     done: np.ndarray,
     progress: Callable[[int], None] | None,
+    watch: Watch | None,
 ) -> Iterator[Finished]:
     device = encoder.device
 
@@ -149,7 +163,8 @@ def _read(
 
     with closing(ahead(loaded())) as batched:
         for batch, data in batched:
-            underway.append((batch, *_pool_batch(encoder, data, names, slots, reading)))
+            watching = None if watch is None else partial(watch.watching, series=[windows[i].series for i in batch])
+            underway.append((batch, *_pool_batch(encoder, data, names, slots, reading, watching)))
             while underway and (len(underway) == UNDERWAY or underway[0][1].is_done()):
                 yield from finish()
         while underway:
@@ -193,7 +208,12 @@ def _spans(panel: Panel, windows: list[Window], segments: int) -> Tensor:
 
 
 def _pool_batch(
-    encoder: Encoder, data: _Loaded, names: Sequence[str], slots: Slots, reading: Reading
+    encoder: Encoder,
+    data: _Loaded,
+    names: Sequence[str],
+    slots: Slots,
+    reading: Reading,
+    watching: Callable[..., AbstractContextManager[Callable[[str, Tensor], None] | None]] | None,
 ) -> tuple[Arrival, Timing]:
     """One forward pass and its timing. Of each layer, pooled slots `[B, rows, P, D]` and weights `[B, rows, P]`."""
     device, given = encoder.device, data.batch
@@ -216,10 +236,13 @@ def _pool_batch(
                 )
             with timing.aside():
                 value, weight = pool(x, tokens, slots, spans) if read is None else read(x, tokens)
+                if look is not None:
+                    look(name, x)
             rows = (len(given.lengths), inputs.rows)
             pooled[name] = value.reshape(*rows, *value.shape[1:]), weight.reshape(*rows, weight.shape[1])
 
-        with timing.whole():
+        watched = nullcontext() if watching is None else watching(encoder.module, inputs, layers=names)
+        with watched as look, timing.whole():
             read_layers(encoder, inputs, names, visit)
         return send(pooled), timing
 

@@ -1,5 +1,6 @@
-"""Label-free measures of a layer's pooled features. They describe; none is known to pick the best layer."""
+"""Label-free measures of each layer. They describe; none is known to pick the best layer."""
 
-from tsprobe.diagnostics.measures import DIAGNOSTICS, measure
+from tsprobe.diagnostics.catalogue import CATALOGUE, DIAGNOSTICS, GROUPS, KINDS, Value, chosen, of_kind
+from tsprobe.diagnostics.watch import TokenWatch
 
-__all__ = ["DIAGNOSTICS", "measure"]
+__all__ = ["CATALOGUE", "DIAGNOSTICS", "GROUPS", "KINDS", "TokenWatch", "Value", "chosen", "of_kind"]

@@ -101,6 +101,7 @@ class Zoo(Encoder):
         if head is not None:
             taps[head] = Tap("head")
         super().__init__(name, module, taps, "norm", facts, heads=int(head is not None))
+        self.attention = {f"block.{i}": f"backbone.blocks.{i}" for i in range(shape.depth)}
         self._objective, self._head = objective, head
 
     def prepare(self, batch: Batch) -> Inputs:

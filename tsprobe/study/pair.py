@@ -18,7 +18,7 @@ from tsprobe.capture import Features, Reading, Steps, coarse_layers, extract
 from tsprobe.capture.store import DamagedError
 from tsprobe.capture.windows import cut, interpolate
 from tsprobe.data.panel import Panel
-from tsprobe.diagnostics import measure
+from tsprobe.diagnostics import TokenWatch
 from tsprobe.encoders.base import Encoder
 from tsprobe.encoders.baselines import LAYER, Baseline, Chance, windows
 from tsprobe.files import replace_text, safe_name
@@ -26,14 +26,13 @@ from tsprobe.metrics import get_metric
 from tsprobe.pooling import Slots
 from tsprobe.probes import base, get_probe, probes_for
 from tsprobe.probes.base import Target
-from tsprobe.study import streamed
+from tsprobe.study import diagnosed, streamed
 from tsprobe.study.cells import Cell, CellKey, cell_path
 from tsprobe.study.progress import Stage
 from tsprobe.study.spec import StudySpec
 from tsprobe.tasks.base import Task
 
 Stack = tuple[tuple[str, ...], np.ndarray]  # layers of equal width, [G, N, D]
-DIAGNOSED = 512  # training samples that the diagnostics look at, evenly spaced: they grow with the square of it
 
 
 @dataclass(frozen=True)
@@ -109,7 +108,10 @@ class Pair:
         if features is None:
             windows = len(cut(panel, encoder.facts, encoder.name))
             with self.stage(f"{encoder.name} reads {self.task.name} ({split})", windows) as advance:
-                features = extract(encoder, panel, reading, layers=self.layers, progress=advance, store=path)
+                watch = self.watch if split == "train" else None
+                features = extract(
+                    encoder, panel, reading, layers=self.layers, progress=advance, store=path, watch=watch
+                )
         return features
 
     def _baseline_features(self, baseline: Baseline) -> tuple[Features, Features]:
@@ -197,13 +199,19 @@ class Pair:
         encoder, task = self.passes.encoder, self.task
         windows = [len(cut(panel, encoder.facts, encoder.name)) for panel in (task.train, task.test)]
         with self.stage(f"{encoder.name} reads {task.name}", sum(windows)) as advance:
-            return streamed.read(self.passes, self._diagnosed, advance)
+            return streamed.read(self.passes, self._diagnosed, advance, self.watch)
+
+    @cached_property
+    def watch(self) -> TokenWatch | None:
+        """What looks at tokens while the training series are read."""
+        if isinstance(self.encoder, Baseline):
+            return None
+        return diagnosed.token_watch(self.encoder, self.task.train, self.spec.diagnostics)
 
     @property
     def _diagnosed(self) -> np.ndarray:
         """Rows of the training samples that the diagnostics look at."""
-        rows = len(self.task.rows("train").at)
-        return np.unique(np.linspace(0, rows - 1, DIAGNOSED).round().astype(int))
+        return diagnosed.sampled(len(self.task.rows("train").at))
 
     def _compute(self, pooling: str, probe: str, seed: int) -> Cell:
         if self.task.guess is not None and isinstance(self.encoder, Chance):
@@ -292,9 +300,9 @@ class Pair:
         return base.Steps(series, times, self.task.causal)
 
     def details(self) -> dict[str, Any]:
-        """`notes` on what was read, and `diagnostics` by pooling, layer and measure. Kept beside the cells."""
+        """`notes` on what was read, and what `diagnosed.diagnose` gives. Kept beside the cells."""
         path = cell_path(self.folder, self.encoder.name, self.task.name, "", "", 0).with_name("details.json")
-        key = self._key("", "", 0).digest()
+        key = f"{self._key('', '', 0).digest()} {json.dumps(self.spec.diagnostics.model_dump(mode='json'))}"
         try:
             kept = json.loads(path.read_text())
         except (OSError, ValueError):
@@ -306,25 +314,17 @@ class Pair:
                 notes = {
                     split: features.notes for split, features in zip(("train", "test"), self.features, strict=True)
                 }
-            diagnostics = {} if isinstance(self.encoder, Baseline) else self._diagnostics()
-            kept = {"key": key, "notes": notes, "diagnostics": diagnostics}
+            kept = {"key": key, "notes": notes, **self._diagnosis()}
             replace_text(path, json.dumps(kept))
         return kept
 
-    def _diagnostics(self) -> dict[str, dict[str, dict[str, float]]]:
-        train, some = (
-            (self.features[0], self._diagnosed) if self.passes is None else (self._streamed.sample, slice(None))
-        )
-        rows = self.task.rows("train") if self.passes is None else None
-        values: dict[str, dict[str, dict[str, float]]] = {}
-        for pooling in self.poolings:
-            name = train.poolings[0] if self.task.dense else pooling
-            x = {}
-            for layer in train.layers:
-                matrix = train.matrix(layer, name)
-                x[layer] = torch.from_numpy((matrix if rows is None else rows.take(matrix[None])[0])[some])
-            values[pooling] = {layer: measure(value, x[self.final]) for layer, value in x.items()}
-        return values
+    def _diagnosis(self) -> dict[str, Any]:
+        if isinstance(self.encoder, Baseline) or not self.spec.diagnostics.names:
+            return {"diagnostics": [], "cka": {}, "views": ""}
+        if self.passes is not None:
+            return diagnosed.diagnose(self, self._streamed.sample, self._diagnosed, taken=True, kept=None)
+        beside = self._feature_path(self.task.train.fingerprint(), self.reading("train")).with_suffix(".tokens.json")
+        return diagnosed.diagnose(self, self.features[0], self._diagnosed, taken=False, kept=beside)
 
 
 def _kept(path: Path) -> Features | None:

@@ -25,7 +25,7 @@ VERDICTS = (
     "chosen_score", "gap", "gap_low", "gap_high", "p_value", "p_adjusted", "verdict",
 )  # fmt: skip
 DIAGNOSTICS = (
-    "encoder", "objective", "task", "layer", "layer_index", "depth", "pooling", "diagnostic", "value",
+    "encoder", "objective", "task", "layer", "layer_index", "depth", "pooling", "diagnostic", "note", "value",
 )  # fmt: skip
 
 
@@ -58,8 +58,19 @@ class Study:
 
     @cached_property
     def diagnostics(self) -> pd.DataFrame:
-        """Label-free measures of each layer."""
+        """Label-free measures of each layer; where a `value` is NaN, its `note` says why."""
         return self._table("diagnostics.csv")
+
+    @cached_property
+    def cka(self) -> pd.DataFrame:
+        """Linear CKA of all pairs of layers: encoder, task, pooling, layer, other_layer, cka; empty if not measured."""
+        tables = [
+            node["cka"].to_dataframe()[["cka"]].reset_index()
+            .assign(encoder=node.attrs["encoder"], task=node.attrs["task"])
+            for node in self.tree.leaves if "cka" in node
+        ]  # fmt: skip
+        columns = ["encoder", "task", "pooling", "layer", "other_layer", "cka"]
+        return pd.concat(tables, ignore_index=True)[columns] if tables else pd.DataFrame(columns=columns)
 
     @cached_property
     def spec(self) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 
@@ -135,7 +136,10 @@ def _write(folder: Path, spec: StudySpec, summaries: list[Summary], details: lis
     scores: list[dict[str, Any]] = []
     verdicts: list[dict[str, Any]] = []
     diagnostics: list[dict[str, Any]] = []
+    nodes = {}
     for summary, detail in zip(summaries, details, strict=True):
+        names = (safe_name(summary.node.attrs[key]) for key in ("encoder", "task"))
+        nodes["/".join(names)] = _with_cka(summary.node, detail["cka"])
         scores += _score_rows(summary.node)
         diagnostics += _diagnostic_rows(summary.node, detail["diagnostics"])
         verdicts.append(_verdict_row(summary))
@@ -146,7 +150,6 @@ def _write(folder: Path, spec: StudySpec, summaries: list[Summary], details: lis
     for row, summary in zip(verdicts, summaries, strict=True):
         same = row["chosen_layer"] == row["final_layer"]
         row["verdict"] = verdict(summary.gap, row["p_adjusted"], same_layer=same, level=spec.level, margin=spec.margin)
-    nodes = {f"{safe_name(s.node.attrs['encoder'])}/{safe_name(s.node.attrs['task'])}": s.node for s in summaries}
     write_tree(folder / "study.zarr", nodes)
     write_table(folder / "diagnostics.csv", diagnostics, DIAGNOSTICS)
     write_table(folder / "verdicts.csv", verdicts, VERDICTS)
@@ -178,18 +181,30 @@ def _verdict_row(summary: Summary) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _diagnostic_rows(node: Any, diagnostics: dict[str, dict[str, dict[str, float]]]) -> list[dict[str, Any]]:
+def _diagnostic_rows(node: Any, table: list[list[Any]]) -> list[dict[str, Any]]:
     shared = {key: node.attrs[key] for key in ("encoder", "objective", "task")}
+    places = dict(
+        zip(node["layer"].values, zip(node["layer_index"].values, node["depth"].values, strict=True), strict=True)
+    )
     return [
         shared
         | {
-            "layer": layer, "layer_index": int(node["layer_index"].sel(layer=layer)),
-            "depth": float(node["depth"].sel(layer=layer)), "pooling": pooling, "diagnostic": measure, "value": value,
+            "layer": layer, "layer_index": int(places[layer][0]), "depth": float(places[layer][1]), "pooling": pooling,
+            "diagnostic": measure, "note": note, "value": value,
         }
-        for pooling, layers in diagnostics.items()
-        for layer, measures in layers.items()
-        for measure, value in measures.items()
+        for pooling, layer, measure, value, note in table
     ]  # fmt: skip
+
+
+def _with_cka(node: Any, cka: dict[str, list[list[float]]]) -> Any:
+    """The node with `cka` of all pairs of layers, dims pooling, layer and other_layer."""
+    if not cka:
+        return node
+    missing = np.full((len(node["layer"]), len(node["layer"])), np.nan)
+    matrices = [np.array(cka.get(pooling, missing), float) for pooling in node["pooling"].values]
+    return node.assign_coords(other_layer=node["layer"].values).assign(
+        cka=(("pooling", "layer", "other_layer"), np.stack(matrices))
+    )
 
 
 def _write_provenance(
@@ -203,6 +218,11 @@ def _write_provenance(
         for d in details
         if any(part["missing_values"] for part in d["notes"].values())
     }
+    views: dict[str, list[str]] = {}
+    for d in details:
+        if d["views"] and d["node"].attrs["task"] not in views.setdefault(d["views"], []):
+            views[d["views"]].append(d["node"].attrs["task"])
+    asked = spec.diagnostics
     content = {
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": made_by.versions(),
@@ -213,6 +233,8 @@ def _write_provenance(
         "tasks": {name: made_by.describe_task(task) for name, task in tasks.items()},
         "seen_in_pretraining": made_by.seen_in_pretraining(facts, tasks),
         "missing_values": missing,
+        "diagnostics": {"measures": asked.names, "tokens_of": asked.tokens, "seed": asked.seed}
+        | ({"views": asked.n_views, "views_of": asked.samples, "views_are": views} if asked.n_views else {}),
         "left_out": skipped,
         "seconds": {stage: round(seconds, 2) for stage, seconds in clock.items()},
         "share_of_time_not_forward": round(1 - clock["forward"] / sum(clock.values()), 4),

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
+from tsprobe.diagnostics import CATALOGUE, chosen, of_kind
 from tsprobe.pooling import Slots
 from tsprobe.probes import get_probe
 from tsprobe.settings import Frozen, read_settings, validated
@@ -31,6 +32,46 @@ class Tracking(Frozen):
     experiment: str = "tsprobe"
 
 
+class Diagnostics(Frozen):
+    """Which label-free measures are taken, and on how much. Series, samples and views are drawn with the seed."""
+
+    measures: tuple[str, ...] = ("standard",)  # names, or standard, all, none
+    tokens: int = Field(default=16, ge=1)  # series whose tokens are looked at, in whole runs of four
+    views: int = Field(
+        default=0, ge=0
+    )  # of each sample, each one more forward pass over the samples; 0: none but for "all"
+    samples: int = Field(default=256, ge=4)  # training series of which views are made
+    seed: int = Field(default=0, ge=0)
+
+    @field_validator("measures", mode="before")
+    @classmethod
+    def _one_is_enough(cls, names: Any) -> Any:
+        return (names,) if isinstance(names, str) else names
+
+    @field_validator("measures")
+    @classmethod
+    def _known_measures(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        chosen(names)
+        return names
+
+    @field_validator("views")
+    @classmethod
+    def _one_view_is_none(cls, views: int) -> int:
+        if views == 1:
+            raise ValueError("one view has nothing to be compared with; give two or more, or 0")
+        return views
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The measures; those of views, too, where views are asked for and none of these measures is named."""
+        names = chosen(self.measures)
+        return chosen((*names, *of_kind(CATALOGUE, "views"))) if self.views and not of_kind(names, "views") else names
+
+    @property
+    def n_views(self) -> int:
+        return self.views or (2 if of_kind(self.names, "views") else 0)
+
+
 class StudySpec(Frozen):
     """Encoders x tasks x layers x poolings x probes x seeds, and how sure the verdicts must be."""
 
@@ -46,6 +87,7 @@ class StudySpec(Frozen):
     poolings: tuple[str, ...] = ("mean",)
     probes: tuple[str, ...] = Field(("ridge",), min_length=1)
     features: Literal["auto", "kept", "statistics"] = "auto"  # "statistics" leaves baselines as they are
+    diagnostics: Diagnostics = Diagnostics()  # also a name, or a list of names
     seeds: tuple[int, ...] = Field((0,), min_length=1)
     folds: int = Field(5, ge=2)
     channels: Literal["concat", "mean"] = "concat"
@@ -79,6 +121,11 @@ class StudySpec(Frozen):
         if way == "statistics" and others:
             raise ValueError(f"only ridge can do without kept features, not {' or '.join(others)}; take auto or kept")
         return way
+
+    @field_validator("diagnostics", mode="before")
+    @classmethod
+    def _names_are_enough(cls, given: Any) -> Any:
+        return {"measures": given or "none"} if given is None or isinstance(given, str | list | tuple) else given
 
     @field_validator("encoders", "tasks", "seeds", "controls", "layers")
     @classmethod

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from tsprobe.capture import Block, Features, Reading, stream
+from tsprobe.capture import Block, Features, Reading, Watch, stream
 from tsprobe.capture.extract import describe
 from tsprobe.metrics import get_metric
 from tsprobe.pooling import Slots
@@ -54,10 +54,12 @@ class Passes:
     def rows(self) -> dict[str, Rows]:
         return {split: self.task.rows(split) for split in self.readings}
 
-    def blocks(self, split: str, progress: Progress | None = None) -> Generator[Block, None, None]:
+    def blocks(
+        self, split: str, progress: Progress | None = None, watch: Watch | None = None
+    ) -> Generator[Block, None, None]:
         panel, reading = getattr(self.task, split), self.readings[split]
-        with closing(stream(self.encoder, panel, reading, layers=self.layers, progress=progress)) as blocks:
-            yield from blocks
+        with closing(stream(self.encoder, panel, reading, layers=self.layers, progress=progress, watch=watch)) as read:
+            yield from read
 
     def stacks(self, block: Block, split: str) -> Iterator[tuple[Place, torch.Tensor, torch.Tensor]]:
         """Row numbers `[b]` and features `[G, b, D]` of each pooling and layers of equal width."""
@@ -78,11 +80,14 @@ class Streamed:
     notes: dict[str, dict[str, Any]]
 
 
-def read(passes: Passes, sampled: Int64[np.ndarray, " n"], progress: Progress) -> Streamed:
-    """Both passes; `progress` is called with the windows read. Raises what the stream and the ridge probe raise."""
+def read(passes: Passes, sampled: Int64[np.ndarray, " n"], progress: Progress, watch: Watch | None = None) -> Streamed:
+    """Both passes; `progress` is called with the windows read, and `watch` sees the tokens of the training series.
+
+    Raises what the stream and the ridge probe raise.
+    """
     task = passes.task
     clock = _Clock()
-    solutions, sample = _train(passes, sampled, progress, clock)
+    solutions, sample = _train(passes, sampled, progress, clock, watch)
     notes = {"train": describe(passes.encoder, task.train) | clock.reading()}
     predictions = _test(passes, solutions, progress, clock)
     notes["test"] = describe(passes.encoder, task.test) | clock.reading()
@@ -125,7 +130,7 @@ Solutions = dict[tuple[Place, int], Solution]
 
 
 def _train(
-    passes: Passes, sampled: np.ndarray, progress: Progress, clock: _Clock
+    passes: Passes, sampled: np.ndarray, progress: Progress, clock: _Clock, watch: Watch | None
 ) -> tuple[Solutions, dict[str, np.ndarray]]:
     """Solutions by place and seed, and features `[n, P, D]` of the sampled rows by layer."""
     task = passes.task
@@ -136,7 +141,7 @@ def _train(
     }  # seeds with the same folds share their statistics
     statistics: dict[tuple[Place, int], RidgeStatistics] = {}
     sample: dict[str, np.ndarray] = {}
-    for block in passes.blocks("train", progress):
+    for block in passes.blocks("train", progress, watch):
         clock.forward += block.forward
         for layer, array in block.arrays.items():
             numbers, of_rows = block.index, array
