@@ -204,9 +204,8 @@ def test_all_references_of_a_caption_are_learnt(monkeypatch):
 
     monkeypatch.setattr(language.Texts, "take", spy)
     z = x.view(1, 12, TOKENS, WIDTH)
-    target = Target("caption", torch.from_numpy(task.y_train), asked=task.asked, tokens=TOKENS)
     generator = torch.Generator().manual_seed(0)
-    reader = language.Reader(z, language._tiny(task.asked, target, 1, generator), generator)
+    reader = language.Reader(z, language.tiny_decoder(task.asked.train, TOKENS, 1, generator), generator)
     list(reader.train(z, task.asked.train, [4], generator))
     assert seen == dict.fromkeys(range(24), 2)  # two references of twelve series, each in every second pass
 

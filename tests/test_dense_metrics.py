@@ -204,7 +204,7 @@ def test_scores_of_series_are_averaged_over_those_that_have_one():
     np.testing.assert_allclose(weighted[:, 0], [(2 * VUS[1] + VUS[2]) / 3, VUS[2], np.nan], atol=1e-9)
     with pytest.raises(DataError, match="needs to be told the series of each step"):
         metric(*together)
-    with pytest.raises(DataError, match="weigh its values of each series"):
+    with pytest.raises(DataError, match="weigh its notes of each series"):
         metric(*together, torch.ones(2, len(series)), series=series)
 
 
