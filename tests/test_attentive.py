@@ -325,7 +325,7 @@ def test_what_the_probe_refuses():
     case = Case(n=30, m=9)
     with pytest.raises(SpecError, match="steps of training: give whole numbers"):
         case.fit(strengths=(1.5,))
-    with pytest.raises(SpecError, match="reads classification, .*, detection targets, not forecast"):
+    with pytest.raises(SpecError, match=r"reads classification, .*, detection targets, not forecast"):
         attentive.fit_predict(case.x, Target("forecast", case.target.y), case.x_test, case.folds, case.metric)
     case.target = replace(case.target, tokens=7)
     with pytest.raises(DataError, match="features of width 96 are not 7 tokens"):
