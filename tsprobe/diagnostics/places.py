@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from tsprobe.types import TokenMap
 
-LIMIT = 1024  # tokens of a row that are looked at, the first ones: what compares all pairs grows with the square
+LIMIT = 256  # tokens of a row that are looked at, the first ones: what compares all pairs grows with the square
 
 
 @dataclass(frozen=True)
