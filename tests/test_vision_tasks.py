@@ -620,7 +620,7 @@ def test_broken_coco_folders_are_refused(coco, spoil, message):
 
 
 def test_coco_is_asked_for_what_there_is(coco):
-    with pytest.raises(SpecError, match="presence or segmentation"):
+    with pytest.raises(SpecError, match="presence, segmentation or detection"):
         load_task(f"coco/{coco}?ask=boxes")
 
 
