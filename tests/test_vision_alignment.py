@@ -134,7 +134,7 @@ def test_maps_of_sam_are_made_once_and_are_its_own(sam, tmp_path, monkeypatch):
     picture = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     masks = Masks.load(str(sam), torch.device("cpu"))
     masks.folder = tmp_path / "kept"
-    maps = masks.of(picture, ["a"])
+    maps = masks.of(picture)
     assert maps.shape == (1, POINTS**2, MAP, MAP)
     model = Sam2Model.from_pretrained(sam).eval()
     x = torch.nn.functional.interpolate(picture, (128, 128), mode="bilinear", antialias=True)
@@ -146,11 +146,11 @@ def test_maps_of_sam_are_made_once_and_are_its_own(sam, tmp_path, monkeypatch):
     expected = torch.nn.functional.interpolate(alone.pred_masks[0], (MAP, MAP), mode="bilinear", antialias=True)[0, 0]
     torch.testing.assert_close(maps[0, k], expected, rtol=1e-2, atol=2e-3)  # kept in half precision
     monkeypatch.setattr(masks, "_logits", lambda picture: pytest.fail("made again"))
-    assert torch.equal(masks.of(picture, ["a"]), maps)
+    assert torch.equal(masks.of(picture), maps)
     monkeypatch.undo()
     (file,) = masks.folder.iterdir()
     file.write_bytes(b"damaged")
-    assert torch.equal(masks.of(picture, ["a"]), maps)
+    assert torch.equal(masks.of(picture), maps)
 
 
 def test_sam_teaches_a_tuning(encoder, sam, tmp_path, monkeypatch):

@@ -63,6 +63,8 @@ class _Layers:
     pooling: str
     channels: Literal["mean", "concat"]
     device: str
+    encoder_: Encoder
+    layer_: str
 
     def __sklearn_tags__(self) -> Any:
         """What scikit-learn's searches ask of an estimator; sktime's base classes do not say it."""
@@ -88,36 +90,50 @@ class _Layers:
     def _reading(self) -> Reading:
         return Reading((self.pooling,), self.channels)
 
-    def _load(self) -> Encoder:
+    @classmethod
+    def get_test_params(cls, parameter_set: str = "default") -> list[dict[str, Any]]:
+        """Two settings that sktime's checks try."""
+        return [{"encoder": _DEFAULT, "layer": "block.1"}, {"encoder": _DEFAULT, "pooling": "max"}]
+
+    def _begin(self, X: Any, make: Callable[..., Task] | None, y: Any) -> Panel:
+        """Load the encoder and choose its layer; `make` is what the targets are for, None without any."""
         from tsprobe.study.run import pick_device
 
+        panel = _panel(X)
         found = self.encoder if isinstance(self.encoder, Encoder) else load_encoder(self.encoder)
-        return found.to(pick_device(self.device))
+        self.encoder_ = found.to(pick_device(self.device))
+        self.layer_ = self._chosen(panel, make, y)
+        return panel
 
-    def _choose(self, encoder: Encoder, panel: Panel, task: Task | None) -> str:
+    def _chosen(self, panel: Panel, make: Callable[..., Task] | None, y: Any) -> str:
+        encoder = self.encoder_
         if self.layer == "final":
             return encoder.final
         if self.layer != "best":
             if self.layer not in encoder.taps:
                 raise UnknownNameError(f"layer of {encoder.name}", self.layer, [*encoder.taps, "best", "final"])
             return self.layer
-        if task is None:
+        if make is None:
             raise SpecError('layer="best" is chosen by targets: call fit(X, y), or name a layer')
-        return best_layer(encoder, task, self._reading())
+        few = panel.take(range(min(len(panel), 2)))  # nothing is asked of the test part
+        return best_layer(encoder, make("fit", train=(panel, y), test=(few, y[: len(few)])), self._reading())
 
-    def _vectors(self, encoder: Encoder, layer: str, panel: Panel) -> Float[np.ndarray, "N D"]:
-        return extract(encoder, panel, self._reading(), layers=(layer,)).matrix(layer, self.pooling)
+    def _vectors(self, panel: Panel) -> Float[np.ndarray, "N D"]:
+        return extract(self.encoder_, panel, self._reading(), layers=(self.layer_,)).matrix(self.layer_, self.pooling)
+
+
+class _Headed(_Layers):
+    """With `head_`, an estimator of scikit-learn on the vectors."""
+
+    head_: Any
+
+    def _predict(self, X: Any) -> np.ndarray:
+        return self.head_.predict(self._vectors(_panel(X)))
 
 
 def _panel(X: Any) -> Panel:
     """Series as sktime's df-list has them: a frame each, a row a step, a column a channel."""
     return as_panel([np.ascontiguousarray(frame.to_numpy(np.float64).T) for frame in X])
-
-
-def _task(make: Callable[..., Task], panel: Panel, y: Any) -> Task:
-    """Training series with targets, as a task for the choice of the layer; nothing is asked of its test part."""
-    few = panel.take(range(min(len(panel), 2)))
-    return make("fit", train=(panel, y), test=(few, y[: len(few)]))
 
 
 class LayerTransformer(_Layers, BaseTransformer):
@@ -153,25 +169,18 @@ class LayerTransformer(_Layers, BaseTransformer):
         super().__init__()
 
     def _fit(self, X: Any, y: Any = None) -> LayerTransformer:
-        panel = _panel(X)
-        self.encoder_ = self._load()
-        task = None
-        if self.layer == "best" and y is not None:
-            numbers = np.asarray(y).dtype.kind == "f"
-            task = _task(Regression if numbers else Classification, panel, np.asarray(y))
-        self.layer_ = self._choose(self.encoder_, panel, task)
+        make: Callable[..., Task] | None = None
+        if y is not None:
+            make = Regression if np.asarray(y).dtype.kind == "f" else Classification
+        self._begin(X, make, y if y is None else np.asarray(y))
         return self
 
     def _transform(self, X: Any, y: Any = None) -> pd.DataFrame:
-        found = self._vectors(self.encoder_, self.layer_, _panel(X))
+        found = self._vectors(_panel(X))
         return pd.DataFrame(found, columns=[f"{self.layer_}.{i}" for i in range(found.shape[1])])
 
-    @classmethod
-    def get_test_params(cls, parameter_set: str = "default") -> list[dict[str, Any]]:
-        return [{"encoder": _DEFAULT, "layer": "block.1"}, {"encoder": _DEFAULT, "pooling": "max"}]
 
-
-class LayerClassifier(_Layers, BaseClassifier):
+class LayerClassifier(_Headed, BaseClassifier):
     """A logistic regression on standardised frozen features of one layer, its strength chosen by inner folds.
 
     Parameters: see `_Layers`; `folds` of the inner cross-validation. After `fit`, `layer_` is the layer that is read.
@@ -206,29 +215,20 @@ class LayerClassifier(_Layers, BaseClassifier):
         from sklearn.pipeline import make_pipeline
         from sklearn.preprocessing import StandardScaler
 
-        panel = _panel(X)
-        self.encoder_ = self._load()
-        self.layer_ = self._choose(self.encoder_, panel, _task(Classification, panel, y))
+        panel = self._begin(X, Classification, y)
         head = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
         rarest = int(np.unique(y, return_counts=True)[1].min())
         if rarest >= 2:
             grid = {"logisticregression__C": np.logspace(-4, 2, 7)}
             head = GridSearchCV(head, grid, cv=min(self.folds, rarest))
-        self.head_ = head.fit(self._vectors(self.encoder_, self.layer_, panel), y)
+        self.head_ = head.fit(self._vectors(panel), y)
         return self
 
-    def _predict(self, X: Any) -> np.ndarray:
-        return self.head_.predict(self._vectors(self.encoder_, self.layer_, _panel(X)))
-
     def _predict_proba(self, X: Any) -> Float[np.ndarray, "N C"]:
-        return self.head_.predict_proba(self._vectors(self.encoder_, self.layer_, _panel(X)))
-
-    @classmethod
-    def get_test_params(cls, parameter_set: str = "default") -> list[dict[str, Any]]:
-        return [{"encoder": _DEFAULT, "layer": "block.1"}, {"encoder": _DEFAULT, "pooling": "max"}]
+        return self.head_.predict_proba(self._vectors(_panel(X)))
 
 
-class LayerRegressor(_Layers, BaseRegressor):
+class LayerRegressor(_Headed, BaseRegressor):
     """A ridge regression on standardised frozen features of one layer, its strength chosen by leaving one out.
 
     Parameters: see `_Layers`. After `fit`, `layer_` is the layer that is read.
@@ -260,16 +260,7 @@ class LayerRegressor(_Layers, BaseRegressor):
         from sklearn.pipeline import make_pipeline
         from sklearn.preprocessing import StandardScaler
 
-        panel = _panel(X)
-        self.encoder_ = self._load()
-        self.layer_ = self._choose(self.encoder_, panel, _task(Regression, panel, np.asarray(y, float)))
+        panel = self._begin(X, Regression, np.asarray(y, float))
         head = make_pipeline(StandardScaler(), RidgeCV(np.logspace(-2, 5, 15)))
-        self.head_ = head.fit(self._vectors(self.encoder_, self.layer_, panel), y)
+        self.head_ = head.fit(self._vectors(panel), y)
         return self
-
-    def _predict(self, X: Any) -> np.ndarray:
-        return self.head_.predict(self._vectors(self.encoder_, self.layer_, _panel(X)))
-
-    @classmethod
-    def get_test_params(cls, parameter_set: str = "default") -> list[dict[str, Any]]:
-        return [{"encoder": _DEFAULT, "layer": "block.1"}, {"encoder": _DEFAULT, "pooling": "max"}]

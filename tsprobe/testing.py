@@ -59,7 +59,7 @@ def check_encoder(
     noise = torch.randn(_SERIES, channels, length, generator=generator).cumsum(-1) / 3 + torch.randn(
         _SERIES, channels, length, generator=generator
     )
-    batch = _batch(noise).to(encoder.device)
+    batch = Batch.whole(noise).to(encoder.device)
     hooks = _hooks(encoder)
     inputs, layers = _read(encoder, batch)
     _check_blind(encoder, batch, inputs, layers)
@@ -263,10 +263,6 @@ def _length(encoder: Encoder) -> int:
     facts = encoder.facts
     length = max(facts.min_length, 5 * facts.patch + facts.patch // 2, 24)
     return length if facts.context is None else min(length, facts.context)
-
-
-def _batch(values: Tensor) -> Batch:
-    return Batch(values, torch.ones_like(values, dtype=torch.bool), torch.full((len(values),), values.shape[-1]))
 
 
 def _take(batch: Batch, index: int) -> Batch:

@@ -46,6 +46,12 @@ class Batch:
         steps = torch.arange(self.values.shape[-1], device=self.values.device)
         return steps < self.lengths[:, None]
 
+    @classmethod
+    def whole(cls, values: Float[Tensor, "B C S"]) -> Batch:
+        """Series of one length without missing values."""
+        lengths = torch.full((len(values),), values.shape[-1], device=values.device)
+        return cls(values, torch.ones_like(values, dtype=torch.bool), lengths)
+
     def to(self, device: torch.device | str) -> Batch:
         return Batch(self.values.to(device), self.observed.to(device), self.lengths.to(device))
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from tsprobe.alignment.series import HELD_OUT, Lesson
+from tsprobe.alignment.series import HELD_OUT, Lesson, held_out
 from tsprobe.errors import SpecError
 from tsprobe.types import Batch
 from vision.encoders.base import ImageEncoder
@@ -36,12 +36,11 @@ class Pictures:
         if segments and panels and not source:
             raise SpecError("pictures of tasks have no masks: give locality_from: sam2:FOLDER, or locality: 0")
         self._seed, self._segments = seed, segments
+        self.what = "training pictures" if panels else "generated scenes"
         self._masks = Masks.load(source.removeprefix(_SAM), encoder.device) if segments and source else None
         self._pictures = np.concatenate([panel.stack() for panel in panels]) if panels else None
         if self._pictures is not None:
-            order = np.random.default_rng([seed, len(self._pictures)]).permutation(len(self._pictures))
-            held = max(1, len(order) // 5)
-            self._parts = order[held:], order[:held]
+            self._parts = held_out(len(self._pictures), seed)
 
     def lesson(self, number: int, size: int) -> Lesson:
         """The same for the same number, in whatever order it is asked for."""
@@ -56,11 +55,8 @@ class Pictures:
             if self._segments:
                 maps = torch.from_numpy(found.instance[:, None] == np.arange(MOST + 1)[:, None, None]).float()
         if self._masks is not None:
-            keys = [f"{self._seed}-{number}-{i}" for i in range(len(series))] if self._pictures is None else None
-            maps = self._masks.of(torch.from_numpy(to_images(series)), keys or [str(i) for i in picked])
-        x = torch.from_numpy(np.ascontiguousarray(series, np.float32))
-        batch = Batch(x, torch.ones_like(x, dtype=torch.bool), torch.full((len(x),), x.shape[-1]))
-        return Lesson(batch, maps=maps)
+            maps = self._masks.of(torch.from_numpy(to_images(series)))
+        return Lesson(Batch.whole(torch.from_numpy(np.ascontiguousarray(series, np.float32))), maps=maps)
 
 
 def lessons(encoder: Encoder, panels: list[Panel], settings: Any, *, segments: bool) -> Pictures | None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,11 +51,11 @@ class Masks:
             raise EncoderError(f"sam2: {source} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
         return cls(model.to(device).eval().requires_grad_(False), source)
 
-    def of(self, pictures: Float[Tensor, "B 3 H W"], keys: Sequence[str]) -> Float[Tensor, "B M h w"]:
-        """Of pictures from 0 to 1; what is known of a picture is read, by a key and what it shows."""
+    def of(self, pictures: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B M h w"]:
+        """Of pictures from 0 to 1; those of a picture that has been seen are read."""
         found = []
-        for picture, key in zip(pictures, keys, strict=True):
-            shown = hashlib.sha256(picture.numpy().tobytes() + key.encode()).hexdigest()[:16]
+        for picture in pictures:
+            shown = hashlib.sha256(picture.numpy().tobytes()).hexdigest()[:16]
             file = self.folder / f"{shown}.npy"
             kept = _read(file)
             if kept is None:

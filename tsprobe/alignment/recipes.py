@@ -22,7 +22,7 @@ from torch import nn
 
 from tsprobe.alignment import losses
 from tsprobe.alignment.series import Lesson, grid_maps, membership
-from tsprobe.capture.hooks import read_layers
+from tsprobe.capture.hooks import layer_tokens
 from tsprobe.errors import EncoderError
 from tsprobe.pooling import Slots, pool
 
@@ -98,9 +98,8 @@ class Layers(nn.Module):
         self.maps = nn.ModuleDict({name.replace(".", "_"): nn.Linear(width, widths[name]) for name in linear})
 
     def _read(self, inputs: Inputs, names: tuple[str, ...]) -> dict[str, tuple[Tensor, Tensor]]:
-        found: dict[str, Tensor] = {}
         with torch.no_grad():
-            read_layers(self.encoder, inputs, names, found.__setitem__)
+            found = layer_tokens(self.encoder, inputs, names)
         return {name: (found[name], inputs.tokens_of(name).mask) for name in names}
 
     def forward(self, student: Float[Tensor, "R T D"], inputs: Inputs, lesson: Lesson) -> dict[str, Tensor]:
@@ -117,16 +116,21 @@ class Layers(nn.Module):
             key = name.replace(".", "_")
             mine = self.maps[key](scaled) if key in self.maps else scaled
             parts[f"core {name}"] = losses.core(mine, self.scaling[name](teacher), real) / len(self.layers)
-        belongs, tokens = None, inputs.tokens_of(final)
-        if lesson.maps is not None:
-            belongs = grid_maps(lesson.maps.to(student.device), tokens)
-        elif lesson.segments is not None:
-            belongs = membership(lesson.segments.to(student.device), tokens, inputs.rows)
-        if self.weight and belongs is not None:
+        belongs = self._belongs(inputs, lesson) if self.weight else None
+        if belongs is not None:
             every = -(-student.shape[1] // _PAIRED)
             few = slice(every // 2, None, every)
             parts["locality"] = self.weight * losses.locality(scaled[:, few], belongs[:, few], real[:, few])
         return parts
+
+    def _belongs(self, inputs: Inputs, lesson: Lesson) -> Float[Tensor, "R T M"] | None:
+        """How much of each token lies in each part; None where no parts are known."""
+        tokens, device = inputs.tokens_of(self.encoder.final_of_steps), self.encoder.device
+        if lesson.maps is not None:
+            return grid_maps(lesson.maps.to(device), tokens)
+        if lesson.segments is not None:
+            return membership(lesson.segments.to(device), tokens, inputs.rows)
+        return None
 
 
 class Targets(nn.Module):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Protocol
 
@@ -45,7 +45,9 @@ class Lesson:
 
 
 class Lessons(Protocol):
-    """Batches by number: the same for the same number, in whatever order they are asked for."""
+    """Batches by number: the same for the same number, in whatever order they are asked for. `what` they are of."""
+
+    what: str
 
     def lesson(self, number: int, size: int) -> Lesson: ...
 
@@ -57,7 +59,7 @@ class Unlabelled:
         self, encoder: Encoder, sources: tuple[str, ...], longest: int, seed: int, *, segments: bool,
         segmenter: Segmenter | None = None,
     ) -> None:  # fmt: skip
-        self._segmenter = segmenter
+        self._segmenter, self.what = segmenter, f"generated series ({', '.join(sources)})"
         facts = encoder.facts
         if facts.channels not in (None, 1):
             raise SpecError(f"{encoder.name} takes {facts.channels} channels; the generated series have one")
@@ -77,44 +79,54 @@ class Unlabelled:
                 np.diff(states.truth.reshape(size, -1), axis=1, prepend=states.truth.reshape(size, -1)[:, :1]) != 0,
                 axis=1,
             )
-            return Lesson(_whole(x), torch.from_numpy(runs))
+            return Lesson(Batch.whole(x), torch.from_numpy(runs))
         series = self._corpus.batch(number, size)
         if self._masks:
             values, observed = series.values[:, None], series.observed[:, None]
             batch = Batch(values, observed, torch.full((size,), values.shape[-1]))
         else:
             gaps = np.where(series.observed.numpy(), series.values.numpy(), np.nan).astype(np.float32)
-            batch = _whole(torch.from_numpy(np.stack([interpolate(x[None]) for x in gaps])))
+            batch = Batch.whole(torch.from_numpy(np.stack([interpolate(x[None]) for x in gaps])))
         return Lesson(batch, None if self._segmenter is None else self._segmenter(batch.values))
 
 
 class Own:
-    """Batches of the training series of tasks, their targets unused. A fifth of the series is held out."""
+    """Batches of the training series of tasks, in turn, without their targets. A fifth of the series is held out."""
 
-    def __init__(self, encoder: Encoder, panels: list[Panel], seed: int, segmenter: Segmenter | None) -> None:
+    what = "training series"
+
+    def __init__(self, encoder: Encoder, panels: list[Panel], seed: int, segmenter: Segmenter | None = None) -> None:
         self._encoder, self._panels, self._seed, self._segmenter = encoder, panels, seed, segmenter
         self._parts = [held_out(len(panel), seed) for panel in panels]
 
     def lesson(self, number: int, size: int) -> Lesson:
         """The same for the same number, in whatever order it is asked for."""
-        which = number % len(self._panels)
-        batch, picked = drawn(self._encoder, self._panels[which], self._parts[which], self._seed, number, size)
-        return Lesson(batch, None if self._segmenter is None else self._segmenter(batch.values), rows=picked)
+        facts, which = self._encoder.facts, number % len(self._panels)
+        rows = self._parts[which][int(number >= HELD_OUT)]
+        picked = np.sort(np.random.default_rng([self._seed, number]).choice(rows, min(size, len(rows)), replace=False))
+        panel = self._panels[which].take(picked.tolist())
+        if not facts.pads:
+            length = int(panel.lengths.min())
+            panel = as_panel([x[:, :length] for x in panel.series])
+        windows = [w for w in cut(panel, facts, self._encoder.name) if w.start == 0]
+        batch = load(panel, windows, keep_missing=facts.masks_missing)
+        segments = None if self._segmenter is None else self._segmenter(batch.values)
+        return Lesson(batch, segments, task=which, rows=torch.from_numpy(picked))
 
 
 class Labelled:
-    """Batches of the training series of tasks, in turn, with their targets. A fifth of the series is held out."""
+    """The same with the targets of the tasks."""
+
+    what = "training targets"
 
     def __init__(self, encoder: Encoder, tasks: list[Task], seed: int) -> None:
-        self._encoder, self._tasks, self._seed = encoder, tasks, seed
-        self._parts = [held_out(len(task.train), seed) for task in tasks]
+        self._series = Own(encoder, [task.train for task in tasks], seed)
+        self._targets = [torch.from_numpy(task.y_train) for task in tasks]
 
     def lesson(self, number: int, size: int) -> Lesson:
         """The same for the same number, in whatever order it is asked for."""
-        which = number % len(self._tasks)
-        task = self._tasks[which]
-        batch, picked = drawn(self._encoder, task.train, self._parts[which], self._seed, number, size)
-        return Lesson(batch, targets=torch.from_numpy(task.y_train)[picked], task=which, rows=picked)
+        found = self._series.lesson(number, size)
+        return replace(found, targets=self._targets[found.task][found.rows])
 
 
 def held_out(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -122,20 +134,6 @@ def held_out(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     order = np.random.default_rng([seed, n]).permutation(n)
     held = max(1, n // 5)
     return order[held:], order[:held]
-
-
-def drawn(
-    encoder: Encoder, panel: Panel, parts: tuple[np.ndarray, np.ndarray], seed: int, number: int, size: int
-) -> tuple[Batch, Int[torch.Tensor, " B"]]:
-    """Batch `number` of a panel, held-out rows from `HELD_OUT` on, and which rows it has."""
-    facts, rows = encoder.facts, parts[int(number >= HELD_OUT)]
-    picked = np.sort(np.random.default_rng([seed, number]).choice(rows, min(size, len(rows)), replace=False))
-    some = panel.take(picked.tolist())
-    if not facts.pads:
-        length = int(some.lengths.min())
-        some = as_panel([x[:, :length] for x in some.series])
-    windows = [w for w in cut(some, facts, encoder.name) if w.start == 0]
-    return load(some, windows, keep_missing=facts.masks_missing), torch.from_numpy(picked)
 
 
 def lessons_of(encoder: Encoder, panels: list[Panel], spec: AlignSpec, *, segments: bool) -> Lessons:
@@ -172,7 +170,3 @@ def membership(segments: Int[torch.Tensor, "B S"], tokens: TokenMap, rows: int) 
     start, stop = (t.clamp(0, last)[..., None].expand(-1, -1, before.shape[2]) for t in (tokens.start, tokens.stop))
     inside = before.gather(1, stop) - before.gather(1, start)
     return inside / inside.sum(2, keepdim=True).clamp(min=1)
-
-
-def _whole(x: Float[torch.Tensor, "B C S"]) -> Batch:
-    return Batch(x, torch.ones_like(x, dtype=torch.bool), torch.full((len(x),), x.shape[-1]))

@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from tsprobe.alignment.lora import insert_lora, merge_lora
-from tsprobe.capture.hooks import read_layers
+from tsprobe.capture.hooks import layer_tokens
 from tsprobe.encoders.aligned import Tuned, insert_scales, retuned
 from tsprobe.encoders.base import Encoder
 from tsprobe.errors import EncoderError
@@ -74,13 +74,12 @@ class Student:
 
     def tokens(self, inputs: Inputs, *, tuning: bool, seed: int = 0) -> Float[Tensor, "R T D"]:
         """With `tuning`, tokens are hidden and blocks left out, as `seed` says."""
-        found: dict[str, Tensor] = {}
         self.rng.manual_seed(seed)
         self._tuning = tuning
         final = self.encoder.final_of_steps
         real = inputs.tokens_of("embedding" if "embedding" in self.encoder.taps else final).mask
         with self._hiding(real if tuning and self.mask else None):
-            read_layers(self.encoder, inputs, [final], found.__setitem__)
+            found = layer_tokens(self.encoder, inputs, [final])
         self._tuning = False
         return found[final]
 

@@ -57,7 +57,7 @@ class Tuning:
                 self.lessons = lessons_of(encoder, panels, spec, segments=segments)
             self.looks = [self.lessons.lesson(HELD_OUT + i, spec.batch) for i in range(_LESSONS)]
             self.student = Student(
-                encoder, aligned.Tuned(spec.encoder, spec.recipe, _learned_from(spec)), mask=spec.mask,
+                encoder, aligned.Tuned(spec.encoder, spec.recipe, _learned_from(spec, self.lessons)), mask=spec.mask,
                 mask_block=spec.mask_block, stochastic_depth=spec.stochastic_depth, layer_scale=spec.layer_scale,
                 rank=spec.rank if spec.tuning == "lora" else 0, targets=spec.targets,
                 checkpointing=spec.checkpointing,
@@ -197,10 +197,11 @@ def tune(
     return aligned.Aligned.load(str(folder / "encoder"), base=tuning.base)
 
 
-def _learned_from(spec: AlignSpec) -> str:
+def _learned_from(spec: AlignSpec, lessons: Lessons) -> str:
     if spec.labelled:
         return f"training targets of {', '.join(spec.labelled)}"
-    return f"{spec.steps * spec.batch} generated series ({', '.join(spec.sources)}), no labels"
+    of = f" of {', '.join(spec.series)}" if spec.series else ""
+    return f"{spec.steps * spec.batch} {lessons.what}{of}, no labels"
 
 
 def _keep(tuning: Tuning, folder: Path) -> None:

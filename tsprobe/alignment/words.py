@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from tsprobe.capture.hooks import read_layers
+from tsprobe.capture.hooks import layer_tokens
 from tsprobe.errors import SpecError
 from tsprobe.pooling import Slots, pool
 from tsprobe.probes.language import Decoder, Reader, Texts, tiny_decoder
@@ -65,11 +65,9 @@ class Words(nn.Module):
         speaker.weights = self.reader.weights
 
     def _read(self, encoder: Encoder, lesson: Lesson) -> tuple[Float[Tensor, "R T D"], Inputs]:
-        found: dict[str, Tensor] = {}
         with torch.no_grad():
             inputs = encoder.prepare(lesson.batch.to(encoder.device))
-            read_layers(encoder, inputs, [self.final], found.__setitem__)
-        return found[self.final], inputs
+            return layer_tokens(encoder, inputs, [self.final])[self.final], inputs
 
     def _segments(self, tokens: Float[Tensor, "R T D"], inputs: Inputs, lesson: Lesson) -> Float[Tensor, "B P D"]:
         """Means of equal parts of each series, of its channels together."""

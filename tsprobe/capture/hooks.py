@@ -54,6 +54,13 @@ def read_layers(encoder: Encoder, inputs: Inputs, layers: Iterable[str], visit: 
         raise EncoderError(f"{encoder.name}: the forward pass never reaches {paths}")
 
 
+def layer_tokens(encoder: Encoder, inputs: Inputs, layers: Iterable[str]) -> dict[str, Tensor]:
+    """The tokens of these layers, kept: for a batch that is small enough. Raises as `read_layers` does."""
+    found: dict[str, Tensor] = {}
+    read_layers(encoder, inputs, layers, found.__setitem__)
+    return found
+
+
 @contextmanager
 def _hooks(encoder: Encoder, wanted: dict[str, Tap], hand_over: Callable[[str, Any], None]) -> Iterator[None]:
     """Hooks on the tapped modules, removed when the pass ends, however it ends."""

@@ -154,13 +154,6 @@ def _blocks(encoder: Encoder) -> dict[str, int]:
 
 def _widths(encoder: Encoder, paths: set[str]) -> dict[str, int]:
     """Of the blocks' tokens, from a pass over one short series."""
-    from tsprobe.types import Batch
-
-    facts = encoder.facts
-    steps = max(facts.min_length, 4 * facts.patch, 64)
-    steps = min(steps, facts.context or steps)
-    x = torch.randn(1, facts.channels or 1, steps, generator=torch.Generator().manual_seed(0))
-    batch = Batch(x, torch.ones_like(x, dtype=torch.bool), torch.tensor([steps]))
     shapes: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
 
     def note(path: str) -> Callable[..., None]:
@@ -175,7 +168,7 @@ def _widths(encoder: Encoder, paths: set[str]) -> dict[str, int]:
     handles = [module.register_forward_hook(note(path), with_kwargs=True) for path, module in modules.items()]
     try:
         with torch.no_grad():
-            encoder.run(encoder.prepare(batch.to(encoder.device)))
+            encoder.run(encoder.prepare(encoder.trial_batch()))
     finally:
         for handle in handles:
             handle.remove()

@@ -124,6 +124,14 @@ class Encoder(ABC):
     def prepare(self, batch: Batch) -> Inputs:
         """Turn series `[B, C, S]` into the module's arguments and a token map over its R rows."""
 
+    def trial_batch(self) -> Batch:
+        """One short series that the encoder takes, for a look at what runs in it."""
+        facts = self.facts
+        steps = max(facts.min_length, 4 * facts.patch, 64)
+        steps = min(steps, facts.context or steps)
+        x = torch.rand(1, facts.channels or 1, steps, generator=torch.Generator().manual_seed(0))
+        return Batch.whole(x.to(self.device))
+
     def run(self, inputs: Inputs) -> Any:
         """The forward pass over the trunk; hooks read the layers. Gives what the module gives."""
         return self.module(**inputs.kwargs)

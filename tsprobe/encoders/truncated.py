@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 
 from tsprobe.errors import EncoderError, UnknownNameError
-from tsprobe.types import Batch
 
 if TYPE_CHECKING:
     from tsprobe.encoders.base import Encoder
@@ -65,24 +64,17 @@ def truncate(encoder: Encoder, layer: str) -> Encoder:
     twin.final = twin.final_of_steps = layer
     twin._heads = 0
     twin.name = f"{encoder.name}..{layer}"
-    passed = _after(encoder, layer)
-    # what a layer before the last is read from must stay, whenever it runs
-    passed = {path: count for path, count in passed.items() if not _holds(path, (t.path for t in twin.taps.values()))}
-    cut, whole = Cut(layer, tuple(passed.items()), runs_alone=True), _tokens(twin, layer)
-    cut.applied(twin.module)
-    alone = _ends_at(twin, layer, whole)
-    twin.cut = Cut(layer, cut.passed, alone)
+    read = [tap.path for tap in twin.taps.values()]  # what a layer before the last is read from must stay
+    passed = tuple((path, count) for path, count in _after(encoder, layer).items() if not _holds(path, read))
+    whole, _ = _run(twin, layer)
+    Cut(layer, passed, runs_alone=False).applied(twin.module)
+    tokens, given = _run(twin, layer)
+    if not torch.equal(tokens, whole):
+        raise EncoderError(f"{twin.name}: without what comes after it, {layer} is not what it was")
+    alone = isinstance(given, Tensor) and given.shape == tokens.shape and torch.equal(given, tokens)
+    twin.cut = Cut(layer, passed, alone)
     twin.module.requires_grad_(False).eval()
     return twin
-
-
-def trial_batch(encoder: Encoder) -> Batch:
-    """One short series that the encoder takes."""
-    facts = encoder.facts
-    steps = max(facts.min_length, 4 * facts.patch, 64)
-    steps = min(steps, facts.context or steps)
-    x = torch.rand(1, facts.channels or 1, steps, generator=torch.Generator().manual_seed(0))
-    return Batch(x, torch.ones_like(x, dtype=torch.bool), torch.tensor([steps])).to(encoder.device)
 
 
 def _after(encoder: Encoder, layer: str) -> dict[str, int]:
@@ -118,12 +110,11 @@ def _after(encoder: Encoder, layer: str) -> dict[str, int]:
     handles += [part.register_forward_hook(leaves(path)) for path, part in named]
     try:
         with torch.no_grad():
-            encoder.run(encoder.prepare(trial_batch(encoder)))
+            encoder.run(encoder.prepare(encoder.trial_batch()))
     finally:
         for handle in handles:
             handle.remove()
     later = {path: count for path, count in after.items() if path not in before}
-    # what is never called here (a decoder, a text tower) is of no use to an encoder either, but may hold what is
     return {path: count for path, count in later.items() if not _below(path, later)}
 
 
@@ -135,14 +126,15 @@ def _holds(path: str, others: Iterable[str]) -> bool:
     return any(other == path or other.startswith(f"{path}.") for other in others)
 
 
-def _tokens(encoder: Encoder, layer: str) -> Tensor:
-    """Of the trial batch at a layer, also where the network cannot go on behind it."""
-    tap, seen, found = encoder.taps[layer], [0], []
+def _run(encoder: Encoder, layer: str) -> tuple[Tensor, Any]:
+    """Of the trial batch the tokens at a layer, and what the network gives; None where it cannot go on behind it."""
+    tap, calls, found = encoder.taps[layer], 0, []
     part = encoder.module.get_submodule(tap.path)
 
     def take(value: Any) -> None:
-        seen[0] += 1
-        if seen[0] == tap.call + 1:
+        nonlocal calls
+        calls += 1
+        if calls == tap.call + 1:
             found.append(tap.read(value).clone())
 
     if tap.side == "input":
@@ -151,22 +143,11 @@ def _tokens(encoder: Encoder, layer: str) -> Tensor:
         handle = part.register_forward_hook(lambda _, __, output: take(output))
     try:
         with torch.no_grad():
-            encoder.run(encoder.prepare(trial_batch(encoder)))
-    except Exception:  # the layer may have been read before
+            given = tap.read(encoder.run(encoder.prepare(encoder.trial_batch())))
+    except Exception:  # whatever a network raises on shapes that it was not made for
         if not found:
             raise
+        given = None
     finally:
         handle.remove()
-    return found[0]
-
-
-def _ends_at(encoder: Encoder, layer: str, tokens: Tensor) -> bool:
-    """Whether the network as a whole gives the layer's tokens. Raises `EncoderError` where it no longer has them."""
-    if not torch.equal(_tokens(encoder, layer), tokens):
-        raise EncoderError(f"{encoder.name}: without what comes after it, {layer} is not what it was")
-    try:
-        with torch.no_grad():
-            given = encoder.taps[layer].read(encoder.run(encoder.prepare(trial_batch(encoder))))
-    except Exception:  # noqa: BLE001  whatever a network raises on shapes that it was not made for
-        return False
-    return isinstance(given, Tensor) and given.shape == tokens.shape and torch.equal(given, tokens)
+    return found[0], given

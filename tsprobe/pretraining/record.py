@@ -23,7 +23,7 @@ from tsprobe.pretraining.objectives.base import Loss
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tsprobe.pretraining.train import Run
+    from tsprobe.pretraining.train import Fitting, Run
 
 MODEL_TYPE = "tsprobe-zoo"
 SHIPPED = ("model.safetensors", "config.json", "run.json", "losses.csv", "spec.yaml")
@@ -82,24 +82,30 @@ class Record:
 
 def describe(run: Run, folder: Path) -> dict[str, Any]:
     """Write `run.json` and give what it says."""
-    record, weights = run.record, folder / "model.safetensors"
-    on_gpu = run.device.type == "cuda"
-    about: dict[str, Any] = {
+    record = run.record
+    return write_run(run, folder, _PACKAGES, {
         "objective": run.spec.objective,
-        "finished": run.step == run.spec.steps and weights.exists(),
-        "steps": run.step,
         "series": record.series,
         "points": record.points,
         "tokens": record.points // run.spec.backbone.patch,
-        "hours": round(record.seconds / 3600, 4),
+        "parameters": sum(p.numel() for p in run.model.parameters()),
+        "corpus": corpus_text(run),
+    })  # fmt: skip
+
+
+def write_run(run: Fitting, folder: Path, packages: tuple[str, ...], more: dict[str, Any]) -> dict[str, Any]:
+    """Write `run.json`, what is true of any run and `more`, and give what it says."""
+    weights, on_gpu = folder / "model.safetensors", run.device.type == "cuda"
+    about = more | {
+        "finished": run.step == run.spec.steps and weights.exists(),
+        "steps": run.step,
+        "hours": round(run.record.seconds / 3600, 4),
         "device": torch.cuda.get_device_name(run.device) if on_gpu else platform.machine(),
         "threads": torch.get_num_threads(),
         "precision": "bfloat16 autocast" if on_gpu else "float32",
-        "parameters": sum(p.numel() for p in run.model.parameters()),
-        "corpus": corpus_text(run),
-        "held_out": record.held_out,
+        "held_out": run.record.held_out,
         "weights_sha256": hashlib.sha256(weights.read_bytes()).hexdigest() if weights.exists() else None,
-        "versions": _versions(),
+        "versions": _versions(packages),
         "spec": run.spec.dump(),
     }
     replace_text(folder / "run.json", json.dumps(about, indent=1) + "\n")
@@ -138,9 +144,9 @@ def ship(folder: Path, target: Path) -> None:
         shutil.copyfile(folder / name, target / name)
 
 
-def _versions() -> dict[str, str]:
+def _versions(packages: tuple[str, ...]) -> dict[str, str]:
     found = {"python": platform.python_version()}
-    for package in _PACKAGES:
+    for package in packages:
         try:
             found[package] = version(package)
         except PackageNotFoundError:

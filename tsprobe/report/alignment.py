@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from tsprobe.files import replace_file
 from tsprobe.report import text
-from tsprobe.report.tradeoff import depths, environment, matrix
+from tsprobe.report.templates import environment
+from tsprobe.report.tradeoff import depths, matrix
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +21,7 @@ from tsprobe.report.diagnostics import diagnostic_panels, likeness_maps
 from tsprobe.report.families import peaks
 from tsprobe.report.figures import Plot, Style, look_of, panels
 from tsprobe.report.heat import heat_maps
+from tsprobe.report.templates import environment
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,12 +40,10 @@ def render(study: Any) -> str:
     import jinja2
     from plotly.offline import get_plotlyjs
 
-    source = resources.files("tsprobe.report").joinpath("template.html.j2").read_text(encoding="utf-8")
-    env = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
-    env.filters.update(number=text.number, signed=lambda x: text.number(x, signed=True), p=text.p_value)
     context = _context(study)
     context["data"] = jinja2.utils.markupsafe.Markup(_script_json(context.pop("data")))
-    return env.from_string(source).render(plotlyjs=jinja2.utils.markupsafe.Markup(get_plotlyjs()), **context)
+    page = environment().get_template("template.html.j2")
+    return page.render(plotlyjs=jinja2.utils.markupsafe.Markup(get_plotlyjs()), **context)
 
 
 def write_report(study: Any, path: str | PathLike[str]) -> Path:

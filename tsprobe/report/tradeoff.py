@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tsprobe.files import replace_file
 from tsprobe.report import text
+from tsprobe.report.templates import environment
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -16,21 +16,6 @@ if TYPE_CHECKING:
 UP, DOWN = "11,122,75", "179,38,30"
 _LEAST = 0.05  # of a change that is worth full colour
 _WIDTH, _MARGIN = 200, 10  # of the drawing of depths, in px
-
-
-def environment() -> Any:
-    """The templates of this folder, with the filters that they use."""
-    import jinja2
-
-    def read(name: str) -> str:
-        return resources.files("tsprobe.report").joinpath(name).read_text(encoding="utf-8")
-
-    env = jinja2.Environment(
-        loader=jinja2.FunctionLoader(read), autoescape=True, trim_blocks=True, lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )  # fmt: skip
-    env.filters.update(number=text.number, signed=lambda x: text.number(x, signed=True))
-    return env
 
 
 def write_tradeoff(path: Path, families: pd.DataFrame) -> Path:

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tsprobe.capture.hooks import read_layers
+from tsprobe.capture.hooks import layer_tokens
 from tsprobe.errors import DataError, SpecError
 from tsprobe.types import Batch
 from vision.encoders.base import ImageEncoder
@@ -56,8 +56,7 @@ def ade20k(encoder: Encoder, folder: Path, *, steps: int = STEPS, seed: int = 0)
     names, size = blocks(seen), seen.look.size
     root = files.folder("ade20k", str(folder))
     train, test = (files_of.pairs("ade20k", root, split) for split in files_of.SPLITS)
-    masks = [files_of.classes("ade20k", mask, size) for _, mask in test]
-    count = 1 + max(int(m.max()) for m in (*masks, *(files_of.classes("ade20k", mask, size) for _, mask in train)))
+    count = 1 + max(int(files_of.classes("ade20k", mask, size).max()) for _, mask in (*train, *test))
     if count < 1:
         raise DataError(f"ade20k: no mask in {root} shows a class")
     heads = _trained(seen, names, train, count, steps, seed)
@@ -152,16 +151,13 @@ def _batches(
         part = [pairs[i] for i in order[first : first + BATCH].tolist()]
         x = torch.from_numpy(to_panel(np.stack([read(picture, size) for picture, _ in part])))
         truth = np.stack([files_of.classes("ade20k", mask, size) for _, mask in part])
-        whole = torch.full((len(part),), x.shape[-1])
-        yield Batch(x, torch.ones_like(x, dtype=torch.bool), whole).to(encoder.device), torch.from_numpy(truth)
+        yield Batch.whole(x).to(encoder.device), torch.from_numpy(truth)
 
 
 def _tokens(encoder: ImageEncoder, names: list[str], batch: Batch) -> dict[str, Float[Tensor, "B T D"]]:
     """Patches alone, in float32."""
-    found: dict[str, Tensor] = {}
     with torch.no_grad():
-        inputs = encoder.prepare(batch)
-        read_layers(encoder, inputs, names, found.__setitem__)
+        found = layer_tokens(encoder, encoder.prepare(batch), names)
     first = encoder.look.prefix
     return {name: x[:, first:].float() for name, x in found.items()}
 

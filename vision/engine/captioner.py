@@ -92,14 +92,14 @@ class Captioner(nn.Module):
         x = self.prefix(tokens)
         blocks = cast("list[Block]", list(self.blocks))
         for block in blocks:
-            x, pair = _read(block, x, None)
+            x, pair = block.read(x)
             kept.append(pair)
         word = torch.full((len(tokens),), START, device=tokens.device)
         written, done = [], torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
         for place in range(self.shape.context - 1):
             x = (self.words(word) + self.places[place])[:, None]
             for i, block in enumerate(blocks):
-                x, kept[i] = _read(block, x, kept[i])
+                x, kept[i] = block.read(x, past=kept[i])
             word = self.to_words(self.norm(x[:, 0])).argmax(-1).masked_fill(done, END)
             written.append(word)
             done = done | (word == END)
@@ -112,14 +112,3 @@ def prefix_mask(prefix: int, tokens: int) -> Bool[Tensor, "T T"]:
     """Which tokens (last axis) a token may attend to: itself, those before it, and the whole prefix."""
     place = torch.arange(tokens)
     return (place <= place[:, None]) | (place < prefix)
-
-
-def _read(
-    block: Block, x: Float[Tensor, "B T W"], past: tuple[Tensor, Tensor] | None
-) -> tuple[Float[Tensor, "B T W"], tuple[Tensor, Tensor]]:
-    """A block on tokens that see each other and all that was read before; keys and values of all of them."""
-    q, k, v = block.qkv(block.norm1(x)).unflatten(-1, (3, block.heads, -1)).permute(2, 0, 3, 1, 4)
-    if past is not None:
-        k, v = torch.cat([past[0], k], 2), torch.cat([past[1], v], 2)
-    x = x + block.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
-    return x + block.mlp(block.norm2(x)), (k, v)

@@ -40,12 +40,24 @@ class Block(nn.Module):
         allowed: Bool[Tensor, "... T T"] | None = None,
     ) -> Float[Tensor, "B T D"]:
         """`turn` are rotations of the tokens; `allowed` says which tokens (last axis) a token attends to."""
+        return self.read(x, turn, allowed)[0]
+
+    def read(
+        self,
+        x: Float[Tensor, "B T D"],
+        turn: Complex[Tensor, "T d/2"] | None = None,
+        allowed: Bool[Tensor, "... T S"] | None = None,
+        past: tuple[Tensor, Tensor] | None = None,
+    ) -> tuple[Float[Tensor, "B T D"], tuple[Tensor, Tensor]]:
+        """The same, and the keys and values `[B, heads, S, d]` of all that was read: `past` ones, then those of x."""
         q, k, v = self.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # [B, heads, T, d]
         if turn is not None:
             q, k = rotate(q, turn), rotate(k, turn)
+        if past is not None:
+            k, v = torch.cat([past[0], k], 2), torch.cat([past[1], v], 2)
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
         x = x + self.out(mixed.transpose(1, 2).flatten(2))
-        return x + self.mlp(self.norm2(x))
+        return x + self.mlp(self.norm2(x)), (k, v)
 
 
 class AttentionPool(nn.Module):

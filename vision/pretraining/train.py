@@ -6,11 +6,8 @@ contrastive recipe `text.safetensors`.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import platform
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +17,7 @@ from torch import nn
 from tsprobe.diagnostics.measures import effective_rank
 from tsprobe.errors import SpecError
 from tsprobe.files import replace_file, replace_text
-from tsprobe.pretraining.record import Record
+from tsprobe.pretraining.record import Record, write_run
 from tsprobe.pretraining.train import half_where_possible, rate
 from vision.models import MODEL_TYPE, Tower
 from vision.pretraining.augment import plain
@@ -125,26 +122,13 @@ class Run:
 
     def describe(self, folder: Path) -> dict[str, Any]:
         """Write `run.json` and give what it says."""
-        weights, on_gpu = folder / "model.safetensors", self.device.type == "cuda"
-        about: dict[str, Any] = {
+        return write_run(self, folder, PACKAGES, {
             "objective": self.name,
-            "finished": self.step == self.spec.steps and weights.exists(),
-            "steps": self.step,
             "images": self.record.series,
-            "hours": round(self.record.seconds / 3600, 4),
-            "device": torch.cuda.get_device_name(self.device) if on_gpu else platform.machine(),
-            "threads": torch.get_num_threads(),
-            "precision": "bfloat16 autocast" if on_gpu else "float32",
             "parameters": sum(p.numel() for p in self.tower.parameters()),
             "parameters_trained": sum(p.numel() for p in self.trained),
             "scenes": self.pool.mark,
-            "held_out": self.record.held_out,
-            "weights_sha256": hashlib.sha256(weights.read_bytes()).hexdigest() if weights.exists() else None,
-            "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
-            "spec": self.spec.dump(),
-        }
-        replace_text(folder / "run.json", json.dumps(about, indent=1) + "\n")
-        return about
+        })  # fmt: skip
 
     def state(self) -> dict[str, Any]:
         return {

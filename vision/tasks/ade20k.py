@@ -26,11 +26,7 @@ SPLITS = ("training", "validation")
 
 
 @dataclass(frozen=True)
-class _Settings:
-    size: int = 224
-    n_train: int = 0
-    n_test: int = 0
-    seed: int = 0
+class _Settings(files.Drawn):
     grid: int = 16
 
 

@@ -43,11 +43,7 @@ _MOST = 1000
 
 
 @dataclass(frozen=True)
-class _Settings:
-    size: int = 224
-    n_train: int = 0
-    n_test: int = 0
-    seed: int = 0
+class _Settings(files.Drawn):
     bins: int = 32
 
 
@@ -125,10 +121,8 @@ def _sides(path: Path) -> tuple[int, int]:
 def _shares(name: str, line: _Line, sides: tuple[int, int]) -> list[float]:
     x, y, w, h = line.box
     width, height = sides
-    # annotators round: a box may leave the picture by a pixel
     box = np.array([x, y, x + w, y + h])
     shares = (box / [width, height, width, height]).clip(0, 1)
-    within = x >= -1 and y >= -1 and x + w <= width + 1 and y + h <= height + 1
-    if not (within and shares[0] < shares[2] and shares[1] < shares[3]):
+    if not (files.within(x, y, x + w, y + h, width, height) and shares[0] < shares[2] and shares[1] < shares[3]):
         raise DataError(f"{line.where}: box {list(line.box)} is empty or outside a picture of {width} x {height}")
     return [float(side) for side in shares]

@@ -119,8 +119,7 @@ def _mistake(row: dict[str, Any], picture: _Picture, names: dict[int, str]) -> s
     if int(row["category_id"]) not in names:
         return f"has the category {row['category_id']}, which the file does not name"
     x, y, width, height = map(float, row["bbox"])
-    # annotators round: a box may leave the picture by a pixel
-    inside = x >= -1 and y >= -1 and x + width <= picture.width + 1 and y + height <= picture.height + 1
+    inside = files.within(x, y, x + width, y + height, picture.width, picture.height)
     if not inside or not (width > 0 and height > 0):
         return f"has the box {row['bbox']}, outside a picture of {picture.width} x {picture.height}, or empty"
     return None

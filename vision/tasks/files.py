@@ -8,6 +8,7 @@ COCO and ImageNet are annotated.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -26,6 +27,21 @@ if TYPE_CHECKING:
 _SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 _PICTURES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB")  # 8 bits a channel
 _SMALLEST, _LARGEST = 8, 4096  # pixels a side that may be asked for
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Settings of all that reads pictures from a folder: pixels a side, how many are drawn (0: all), and the seed."""
+
+    size: int = 224
+    n_train: int = 0
+    n_test: int = 0
+    seed: int = 0
+
+
+def within(left: float, top: float, right: float, bottom: float, width: int, height: int) -> bool:
+    """Whether a box lies in a picture of these sides. Annotators round: it may leave the picture by a pixel."""
+    return left >= -1 and top >= -1 and right <= width + 1 and bottom <= height + 1
 
 
 def folder(name: str, path: str) -> Path:

@@ -39,15 +39,7 @@ _TRAIN, _TEST = ("train", "training"), ("val", "validation", "test")
 
 
 @dataclass(frozen=True)
-class _Pictures:
-    size: int = 224
-    n_train: int = 0
-    n_test: int = 0
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class _Depth(_Pictures):
+class _Depth(files.Drawn):
     grid: int = 16
     unit: float = 1000.0
 
@@ -63,7 +55,7 @@ class _Tracked:
 
 def load_imagefolder(name: str) -> Task:
     """Raises `DataError` for a folder, class or picture that is missing or broken, `SpecError` for settings."""
-    settings, full, path = files.asked("imagefolder", name, _Pictures())
+    settings, full, path = files.asked("imagefolder", name, files.Drawn())
     root = files.folder(full, path)
     pairs = []
     for is_test, (names, n) in enumerate(((_TRAIN, settings.n_train), (_TEST, settings.n_test))):

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,17 +30,9 @@ from vision.tasks import files
 _NUMBER = re.compile(r"(\d+)$")
 
 
-@dataclass(frozen=True)
-class _Settings:
-    size: int = 224
-    n_train: int = 0
-    n_test: int = 0
-    seed: int = 0
-
-
 def load_vqa(name: str) -> Task:
     """Raises `DataError` for files that are missing or broken, `SpecError` for settings."""
-    settings, full, path = files.asked("vqa", name, _Settings())
+    settings, full, path = files.asked("vqa", name, files.Drawn())
     root = files.folder(full, path)
     pairs, groups = [], []
     for is_test, (split, n) in enumerate((("train", settings.n_train), ("val", settings.n_test))):

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import platform
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from tsprobe.files import replace_text
+from tsprobe.pretraining.record import write_run
 from vision.engine.quality import PARTS, quality
 from vision.models import MODEL_TYPE
 from vision.pretraining.train import PACKAGES, write_half
@@ -55,33 +51,20 @@ def qualities(run: VideoRun) -> dict[str, dict[str, float]]:
 
 def describe(run: VideoRun, folder: Path) -> dict[str, Any]:
     """Write `run.json`, and `captions.jsonl` when there are captions, and give what `run.json` says."""
-    weights, on_gpu = folder / "model.safetensors", run.device.type == "cuda"
     found = qualities(run)
     if found:
         replace_text(folder / CAPTIONS, _captions(run))
-    about: dict[str, Any] = {
+    return write_run(run, folder, PACKAGES, {
         "objective": "contrastive",
-        "finished": run.step == run.spec.steps and weights.exists(),
-        "steps": run.step,
         "images": run.record.series,
-        "hours": round(run.record.seconds / 3600, 4),
-        "device": torch.cuda.get_device_name(run.device) if on_gpu else platform.machine(),
-        "threads": torch.get_num_threads(),
-        "precision": "bfloat16 autocast" if on_gpu else "float32",
         "parameters": sum(p.numel() for p in run.tuned.tower.parameters()),
         "parameters_captioner": sum(p.numel() for p in run.captioner.parameters()),
         "scenes": run.material.pool.mark,
         "mark": run.mark,
-        "held_out": run.record.held_out,
         "retrieval": run.measured,
         "captions": found,
         "note": NOTE,
-        "weights_sha256": hashlib.sha256(weights.read_bytes()).hexdigest() if weights.exists() else None,
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
-        "spec": run.spec.dump(),
-    }
-    replace_text(folder / "run.json", json.dumps(about, indent=1) + "\n")
-    return about
+    })  # fmt: skip
 
 
 def _captions(run: VideoRun) -> str:
