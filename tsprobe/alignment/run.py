@@ -23,6 +23,7 @@ from tsprobe.alignment import families
 from tsprobe.alignment.free import Free, why_not
 from tsprobe.alignment.lift import COLUMNS, After, Before, Compared
 from tsprobe.alignment.pretext import why_unknown
+from tsprobe.alignment.processes import ALONE, Processes
 from tsprobe.alignment.spec import CONTROLS, CUT, AlignSpec
 from tsprobe.alignment.teachers import find_teachers
 from tsprobe.alignment.train import Note, Tuning, tune
@@ -71,38 +72,37 @@ def run_alignment(
     encoder: Encoder | None = None,
     tasks: dict[str, Task] | None = None,
     note: Note | None = None,
+    processes: Processes = ALONE,
 ) -> Outcome:
     """Tune an encoder so that its output carries what its hidden layers do, and study it before and after.
 
     An encoder whose final layer is not beaten, over the tasks of the families in `spec.lift`, by any other on inner
     folds by more than the margin is left as it is, unless `spec.force`. Controls are tuned and studied in the same
     way, in `controls/NAME/`, those of `spec.free` read from the study before. `note` is told the losses as they come
-    (`tsprobe.tracking.loss_curves`). Raises `SpecError` for a request that
+    (`tsprobe.tracking.loss_curves`). Of several `processes` the first studies and writes, and all of them tune; they
+    share the folder. Raises `SpecError` for a request that
     makes no sense, `EncoderError` for an encoder that cannot be tuned.
     """
-    if fresh:
+    if fresh and processes.first:
         _forget(folder)
-    base = (encoder if encoder is not None else load_encoder(spec.encoder)).to(pick_device(spec.device))
+    processes.wait()
+    if processes.first:
+        replace_text(folder / "spec.yaml", yaml.safe_dump(spec.dump(), sort_keys=False))
+    spec = spec.model_copy(update={"device": processes.device(pick_device(spec.device))})
+    base = (encoder if encoder is not None else load_encoder(spec.encoder)).to(spec.device)
     loaded = dict(tasks or {})
     loaded |= {
         n: load_task(n) for n in dict.fromkeys((*spec.study.tasks, *spec.labelled, *spec.series)) if n not in loaded
     }
-    replace_text(folder / "spec.yaml", yaml.safe_dump(spec.dump(), sort_keys=False))
-    work = _Work(spec, folder, base, loaded, stage, note)
+    work = _Work(spec, folder, base, loaded, stage, note if processes.first else None, processes)
     before = work.before()
     teachers, message = find_teachers(spec, before)
     tuned = None
     if teachers and (not message or spec.force):
         tuned = work.align(before, teachers)
-        work.write()
-    work.describe(tuned, teachers, message)
+    if processes.first:
+        work.write(tuned, teachers, message)
     lift = pd.DataFrame(work.rows, columns=list(COLUMNS))
-    about = {
-        "encoder": base.name, "recipe": spec.recipe, "teachers": teachers, "message": message, "spec": spec.dump(),
-        "left_out": work.left_out, "controls": {name: CONTROLS[name] for name in (*spec.controls, *spec.free)},
-        "cut": CUT, "seeds": spec.seeds,
-    }  # fmt: skip
-    write_alignment_report(folder / "report.html", lift, pd.DataFrame(work.families), about)
     return Outcome(folder, teachers, lift, tuned, message, tuple(work.left_out))
 
 
@@ -116,6 +116,7 @@ class _Work:
     tasks: dict[str, Task]
     stage: Stage
     note: Note | None = None
+    processes: Processes = ALONE
     clock: dict[str, float] = field(default_factory=dict)
     rows: list[dict[str, Any]] = field(default_factory=list)  # of lift.csv
     by_seed: list[dict[str, Any]] = field(default_factory=list)
@@ -151,6 +152,9 @@ class _Work:
                 for name, after in self._after(found, where, list(before)).items():
                     afters[name].append(after)
             self._compare(control, [Compared.of(one, afters[name], cut) for name, one in before.items()], cut)
+        assert first is not None
+        if not self.processes.first:
+            return first
         for control in self.spec.free:
             compared = []
             for name, one in before.items():
@@ -160,7 +164,6 @@ class _Work:
                 pair = Free.of(one.pair, control, self.folder / OF_CONTROLS / control)
                 compared.append(Compared.of(one, [After.of(pair)], cut))
             self._compare(control, compared, cut, tuned=False)
-        assert first is not None
         return first
 
     def _compare(self, control: str, compared: list[Compared], cut: str | None, *, tuned: bool = True) -> None:
@@ -183,7 +186,7 @@ class _Work:
         label = self._label(control, seed)
         labelled = [self.tasks[name] for name in (*self.spec.labelled, *self.spec.series)]
         start = self.base if its.cut is None else self.base.truncate(its.cut)
-        tuning = Tuning(its, start, taught, labelled, pretext=control == "same-budget")
+        tuning = Tuning(its, start, taught, labelled, pretext=control == "same-budget", processes=self.processes)
         found = tune(tuning, where, stage=self.stage, name=label, note=self.note)
         assert found is not None
         found.name = f"{self.base.name}+{label.replace(' ', '-')}"
@@ -207,18 +210,31 @@ class _Work:
                 "tracking": {"enabled": False},
             }
         )  # fmt: skip
-        ran = run_study(asked, where, encoders={of.name: of}, tasks=self.tasks, stage=self.stage)
-        ran.report(where / "report.html")
+        if self.processes.first:
+            ran = run_study(asked, where, encoders={of.name: of}, tasks=self.tasks, stage=self.stage)
+            ran.report(where / "report.html")
+        self.processes.wait()  # the others find the study finished
         self.clock[str(where.relative_to(self.folder))] = time.perf_counter() - begin
         return asked
 
-    def write(self) -> None:
-        write_table(self.folder / "lift.csv", self.rows, COLUMNS)
-        write_table(self.folder / families.FILE, self.families, families.COLUMNS)
-        if self.by_seed:
-            write_table(self.folder / BY_SEED, self.by_seed, ("seed", *COLUMNS))
+    def write(self, tuned: Encoder | None, teachers: tuple[str, ...], message: str) -> None:
+        """Write the tables, where there was a tuning, and what they say."""
+        if tuned is not None:
+            write_table(self.folder / "lift.csv", self.rows, COLUMNS)
+            write_table(self.folder / families.FILE, self.families, families.COLUMNS)
+            if self.by_seed:
+                write_table(self.folder / BY_SEED, self.by_seed, ("seed", *COLUMNS))
+        self._describe(tuned, teachers, message)
+        spec = self.spec
+        about = {
+            "encoder": self.base.name, "recipe": spec.recipe, "teachers": teachers, "message": message,
+            "spec": spec.dump(), "left_out": self.left_out, "cut": CUT, "seeds": spec.seeds,
+            "controls": {name: CONTROLS[name] for name in (*spec.controls, *spec.free)},
+        }  # fmt: skip
+        lift, changes = pd.DataFrame(self.rows, columns=list(COLUMNS)), pd.DataFrame(self.families)
+        write_alignment_report(self.folder / "report.html", lift, changes, about)
 
-    def describe(self, tuned: Encoder | None, teachers: tuple[str, ...], message: str) -> None:
+    def _describe(self, tuned: Encoder | None, teachers: tuple[str, ...], message: str) -> None:
         """Write `provenance.json`."""
         encoders = [self.base] if tuned is None else [self.base, tuned]
         content = {

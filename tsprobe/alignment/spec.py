@@ -78,6 +78,7 @@ class AlignSpec(Resumable):
     tuning: Literal["full", "lora"] = "full"
     rank: int = Field(8, ge=1)  # of the low-rank changes
     targets: tuple[str, ...] = ()  # names of the linear layers that they change; all those of the blocks
+    precision: Literal["float32", "bfloat16"] = "float32"  # of the passes of the tuning; weights stay in float32
     checkpointing: bool = False  # blocks run again in the backward pass, and keep nothing in between
     controls: tuple[str, ...] = ("unregularised", "same-budget")
     free: tuple[str, ...] = tuple(FREE)  # controls that cost no tuning

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from tsprobe.alignment.pretext import Pretext
+from tsprobe.alignment.processes import ALONE, Processes
 from tsprobe.alignment.recipes import RECIPES, Layers, Targets
 from tsprobe.alignment.series import HELD_OUT, Labelled, Lesson, Lessons, lessons_of
 from tsprobe.alignment.spec import AlignSpec
@@ -43,9 +44,16 @@ class Tuning:
     """All that changes while a student learns from a frozen encoder, or, with `pretext`, as it did in pretraining."""
 
     def __init__(
-        self, spec: AlignSpec, encoder: Encoder, teachers: tuple[str, ...], tasks: list[Task], *, pretext: bool = False
+        self,
+        spec: AlignSpec,
+        encoder: Encoder,
+        teachers: tuple[str, ...],
+        tasks: list[Task],
+        *,
+        pretext: bool = False,
+        processes: Processes = ALONE,
     ) -> None:
-        self.spec, self.base, self.device = spec, encoder, encoder.device
+        self.spec, self.base, self.device, self.processes = spec, encoder, encoder.device, processes
         self.lessons: Lessons
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(spec.seed)
@@ -91,7 +99,8 @@ class Tuning:
         if isinstance(self.criterion, Pretext):
             return self.criterion(self.student.encoder.module, lesson, seed)
         inputs = self.base.prepare(lesson.batch.to(self.base.device))
-        return self.criterion(self.student.tokens(inputs, tuning=tuning, seed=seed), inputs, lesson)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.spec.precision == "bfloat16"):
+            return self.criterion(self.student.tokens(inputs, tuning=tuning, seed=seed), inputs, lesson)
 
     def advance(self) -> None:
         """One step. Raises `EncoderError` where the loss is not finite; the weights are those before it."""
@@ -100,18 +109,18 @@ class Tuning:
             group["lr"] = rate(self.step, spec) * group["share"]
         if isinstance(self.criterion, Words):
             self.criterion.waits = self.step < spec.projector_first
-        parts = self.losses(
-            self.lessons.lesson(self.step, spec.batch), tuning=True, seed=spec.seed * 1_000_003 + self.step
-        )
+        number = self.step * self.processes.size + self.processes.rank  # of the lesson: each process has its own
+        parts = self.losses(self.lessons.lesson(number, spec.batch), tuning=True, seed=spec.seed * 1_000_003 + number)
         total = torch.stack(list(parts.values())).sum()
         if not bool(total.isfinite()):
             found = ", ".join(f"{name} {float(value.detach()):g}" for name, value in parts.items())
             raise EncoderError(
-                f"{self.base.name}: the loss of batch {self.step} is not finite ({found}); "
+                f"{self.base.name}: the loss of batch {number} is not finite ({found}); "
                 "the last good checkpoint is kept"
             )
         self.optimiser.zero_grad(set_to_none=True)
         total.backward()
+        self.processes.average(self.weights)
         nn.utils.clip_grad_norm_(self.weights, spec.clip)
         self.optimiser.step()
         self.step += 1
@@ -168,7 +177,7 @@ def tune(
     take_up(tuning, folder)
     if not tuning.rows:
         tuning.look()
-    told = 0
+    told, writes = 0, tuning.processes.first
     with stage(name, spec.steps) as advance:
         advance(tuning.step)
         kept = time.monotonic()
@@ -176,7 +185,8 @@ def tune(
             try:
                 tuning.advance()
             except EncoderError:
-                _keep(tuning, folder)
+                if writes:
+                    _keep(tuning, folder)
                 raise
             if tuning.step % max(1, spec.steps // LOOKS) == 0 or tuning.step == spec.steps:
                 tuning.look()
@@ -184,16 +194,19 @@ def tune(
                     note(name, tuning.rows[told:])
                     told = len(tuning.rows)
             advance(1)
-            if time.monotonic() - kept > spec.keep_every:
+            if writes and time.monotonic() - kept > spec.keep_every:
                 _keep(tuning, folder)
                 kept = time.monotonic()
-    _keep(tuning, folder)
+    if writes:
+        _keep(tuning, folder)
     if tuning.step < spec.steps:
         return None
     module = tuning.student.encoder.module
     module.load_state_dict(tuning.best[1])
     tuning.student.merge()
-    tuning.student.encoder.save(folder / "encoder")
+    if writes:
+        tuning.student.encoder.save(folder / "encoder")
+    tuning.processes.wait()
     return aligned.Aligned.load(str(folder / "encoder"), base=tuning.base)
 
 

@@ -66,7 +66,8 @@ class AttentionPool(nn.Module):
     def __init__(self, width: int, heads: int, ratio: int) -> None:
         super().__init__()
         self.heads = heads
-        self.query = nn.Parameter(torch.randn(width) * width**-0.5)
+        # of the size of a normalised token: a small query looks at all tokens alike for a thousand steps
+        self.query = nn.Parameter(torch.randn(width))
         self.q, self.kv, self.out = nn.Linear(width, width), nn.Linear(width, 2 * width), nn.Linear(width, width)
         self.norm, self.mlp = nn.LayerNorm(width, EPS), Mlp(width, ratio)
 

@@ -116,7 +116,8 @@ def start(module: nn.Module, depth: int) -> None:
     """Initial weights: normal with std 1 / sqrt(inputs), less at the end of each residual branch; biases zero."""
     for name, layer in module.named_modules():
         if isinstance(layer, nn.Linear):
-            deep = depth if name.endswith(("out", "mlp.2")) else 0.5
+            within = name.endswith(("out", "mlp.2")) and not name.startswith("pool.")  # nothing is added to the pool
+            deep = depth if within else 0.5
             nn.init.normal_(layer.weight, std=(2 * deep * layer.in_features) ** -0.5)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
