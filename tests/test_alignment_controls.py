@@ -20,7 +20,7 @@ from tsprobe.alignment.train import Tuning, tune
 from tsprobe.capture import Reading, extract
 from tsprobe.encoders import load_encoder
 from tsprobe.encoders.rows import right_aligned
-from tsprobe.errors import SpecError
+from tsprobe.errors import SpecError, UnknownNameError
 from tsprobe.metrics import get_metric
 from tsprobe.pretraining.corpus import Series
 from tsprobe.pretraining.objectives import OBJECTIVES
@@ -195,3 +195,23 @@ def test_a_control_that_is_none_is_refused() -> None:
         spec(controls=("same-budjet",))
     with pytest.raises(SpecError, match="targets= are for tuning=lora"):
         validated(AlignSpec, spec().dump() | {"targets": ["qkv"]})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"cut": "block.99"}, "block.99"),
+        ({"locality_from": "tides"}, "segmenter 'tides'"),
+    ],
+)
+def test_what_cannot_be_tuned_is_refused_before_the_study(tmp_path: Path, change: dict[str, str], message: str) -> None:
+    with pytest.raises((SpecError, UnknownNameError), match=message):
+        run_alignment(
+            spec(steps=2, **change), tmp_path, stage=silent, encoder=planted(), tasks={"dense/planted": task()}
+        )
+    assert not (tmp_path / "before").exists()
+
+
+def test_a_recipe_without_teacher_has_no_wrong_one() -> None:
+    with pytest.raises(ValueError, match="wrong-teacher is for dense and joint"):
+        spec(recipe="labels", labelled=("t",), controls=("wrong-teacher",))

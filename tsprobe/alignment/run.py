@@ -24,6 +24,8 @@ from tsprobe.alignment.free import Free, why_not
 from tsprobe.alignment.lift import COLUMNS, After, Before, Compared
 from tsprobe.alignment.pretext import why_unknown
 from tsprobe.alignment.processes import ALONE, Processes
+from tsprobe.alignment.recipes import RECIPES
+from tsprobe.alignment.series import lessons_of
 from tsprobe.alignment.spec import CONTROLS, CUT, AlignSpec
 from tsprobe.alignment.teachers import find_teachers
 from tsprobe.alignment.train import Note, Tuning, tune
@@ -94,6 +96,7 @@ def run_alignment(
     loaded |= {
         n: load_task(n) for n in dict.fromkeys((*spec.study.tasks, *spec.labelled, *spec.series)) if n not in loaded
     }
+    _refuse_early(spec, base, loaded)
     work = _Work(spec, folder, base, loaded, stage, note if processes.first else None, processes)
     before = work.before()
     teachers, message = find_teachers(spec, before)
@@ -104,6 +107,13 @@ def run_alignment(
         work.write(tuned, teachers, message)
     lift = pd.DataFrame(work.rows, columns=list(COLUMNS))
     return Outcome(folder, teachers, lift, tuned, message, tuple(work.left_out))
+
+
+def _refuse_early(spec: AlignSpec, base: Encoder, tasks: dict[str, Task]) -> None:
+    """Raise what the tuning would raise for its request, before the study that comes first takes its time."""
+    start = base if spec.cut is None else base.truncate(spec.cut)
+    if not RECIPES[spec.recipe].labelled:
+        lessons_of(start, [tasks[name].train for name in spec.series], spec, segments=spec.segmented)
 
 
 @dataclass

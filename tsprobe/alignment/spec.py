@@ -136,9 +136,18 @@ class AlignSpec(Resumable):
             raise ValueError(f"the recipe {self.recipe} learns from targets: name tasks in labelled=")
         if not needs and self.labelled:
             raise ValueError(f"the recipe {self.recipe} uses no targets; labelled= is for labels, state and language")
+        if needs and "wrong-teacher" in self.controls:
+            raise ValueError(
+                f"the recipe {self.recipe} has no teacher; the control wrong-teacher is for dense and joint"
+            )
         if self.targets and self.tuning != "lora":
             raise ValueError("targets= are for tuning=lora, which changes linear layers by name")
         return self
+
+    @property
+    def segmented(self) -> bool:
+        """Whether the lessons say which steps belong together."""
+        return self.recipe == "dense" and self.locality > 0
 
     def controlled(self, control: str) -> AlignSpec:
         """The spec of a control that is tuned; "" is the recipe itself."""

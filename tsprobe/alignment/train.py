@@ -60,9 +60,7 @@ class Tuning:
             if RECIPES[spec.recipe].labelled:
                 self.lessons = Labelled(encoder, tasks, spec.seed)
             else:
-                segments = spec.recipe == "dense" and spec.locality > 0
-                panels = [task.train for task in tasks]
-                self.lessons = lessons_of(encoder, panels, spec, segments=segments)
+                self.lessons = lessons_of(encoder, [task.train for task in tasks], spec, segments=spec.segmented)
             self.looks = [self.lessons.lesson(HELD_OUT + i, spec.batch) for i in range(_LESSONS)]
             self.student = Student(
                 encoder, aligned.Tuned(spec.encoder, spec.recipe, _learned_from(spec, self.lessons)), mask=spec.mask,

@@ -48,8 +48,9 @@ class Aligned:
     )
 
     @classmethod
-    def load(cls, source: str | None, *, base: Encoder | None = None) -> Encoder:
+    def load(cls, source: str | None, *, base: Encoder | None = None, name: str | None = None) -> Encoder:
         """The encoder in a folder; `base` stands for the one that the folder names, where that has no name to load by.
+        `name` is what it is called instead of by its folder.
 
         Raises `EncoderError`, and what loading the base raises.
         """
@@ -66,7 +67,7 @@ class Aligned:
                 base = load_named(tuned.base)
         if cut is not None and base.cut is None:
             base = base.truncate(str(cut))
-        encoder = retuned(base, f"{FAMILY}:{source}", tuned)
+        encoder = retuned(base, name or f"{FAMILY}:{source}", tuned)
         if scaled:
             insert_scales(encoder)
         hub.fill(encoder.module, hub.read_state(folder, FAMILY), folder, FAMILY)
@@ -83,14 +84,18 @@ class Tuned:
     trained_on: str
 
 
-def save(encoder: Encoder, folder: Path) -> None:
-    """Write what `Aligned.load` reads. Raises `EncoderError` for one that was not tuned, `StorageError`."""
+def save(encoder: Encoder, folder: Path, dtype: torch.dtype | None = None) -> None:
+    """Write what `Aligned.load` reads, floating point weights as `dtype`, where one is given.
+
+    Raises `EncoderError` for an encoder that was not tuned, `StorageError`.
+    """
     from safetensors.torch import save as to_bytes
 
     if not isinstance(encoder.tuned, Tuned):
         raise EncoderError(f"{encoder.name} was not tuned: it is loaded by its name, and there is nothing to save")
     state = encoder.module.state_dict()
-    weights = to_bytes({name: value.detach().cpu().clone().contiguous() for name, value in state.items()})
+    kept = {name: value.to(dtype) if dtype and value.is_floating_point() else value for name, value in state.items()}
+    weights = to_bytes({name: value.detach().cpu().clone().contiguous() for name, value in kept.items()})
     replace_file(folder / "model.safetensors", lambda handle: handle.write(weights))
     scaled = any(name.endswith(SCALE) for name in state)
     config = {"model_type": MODEL_TYPE, **asdict(encoder.tuned), "scaled": scaled}

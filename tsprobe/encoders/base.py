@@ -168,11 +168,11 @@ class Encoder(ABC):
 
         return truncate(self, layer)
 
-    def save(self, folder: str | Path) -> None:
+    def save(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
         """Write a tuned encoder to a folder that `load_encoder("aligned:FOLDER")` takes; see `aligned.save`."""
         from tsprobe.encoders import aligned
 
-        aligned.save(self, Path(folder))
+        aligned.save(self, Path(folder), dtype)
 
     def fingerprint(self) -> str:
         """SHA-256 over the names, shapes and values of all weights, and of where the layers are read."""

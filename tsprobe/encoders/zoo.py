@@ -6,6 +6,7 @@ Layers: `embedding`, `block.0` … `block.11`, `norm`, and past it the part that
 
 from __future__ import annotations
 
+import json
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -49,7 +50,7 @@ class Zoo(Encoder):
     )
 
     @classmethod
-    def load(cls, source: str | None) -> Zoo:
+    def load(cls, source: str | None) -> Encoder:
         """A shipped encoder by name, `untrained`, or the folder of a finished run. Raises `EncoderError`."""
         assert source is not None  # the pattern has no bare name
         if source == CONTROL:
@@ -57,9 +58,16 @@ class Zoo(Encoder):
         if source in names():
             with as_file(files("tsprobe") / "zoo" / source) as folder:
                 return cls._from_folder(folder, f"{FAMILY}/{source}")
+        if source in aligned_names():
+            from tsprobe.encoders.aligned import Aligned
+
+            with as_file(files("tsprobe") / "zoo" / source) as folder:
+                return Aligned.load(str(folder), name=f"{FAMILY}/{source}")
         if Path(source).expanduser().is_dir() or "/" in source:
             return cls._from_folder(hub.find_folder(source, FAMILY), f"{FAMILY}:{source}")
-        raise UnknownNameError("encoder", f"{FAMILY}/{source}", [f"{FAMILY}/{name}" for name in (*names(), CONTROL)])
+        raise UnknownNameError(
+            "encoder", f"{FAMILY}/{source}", [f"{FAMILY}/{name}" for name in (*names(), *aligned_names(), CONTROL)]
+        )
 
     @classmethod
     def _from_folder(cls, folder: Path, name: str) -> Zoo:
@@ -126,10 +134,26 @@ class Zoo(Encoder):
 
 
 def names() -> list[str]:
-    """The encoders whose weights are shipped, in the order of their objectives."""
+    """The encoders whose weights are shipped, in the order of their objectives; `aligned_names` are not among them."""
+    return [name for name in RECIPES if name in _shipped(MODEL_TYPE)]
+
+
+def aligned_names() -> list[str]:
+    """Those of them that alignment tuning gave back: NAME-RECIPE."""
+    from tsprobe.encoders.aligned import MODEL_TYPE as TUNED
+
+    return sorted(_shipped(TUNED))
+
+
+def _shipped(model_type: str) -> set[str]:
     folder: Any = files("tsprobe") / "zoo"
-    shipped = {entry.name for entry in folder.iterdir() if (entry / "config.json").is_file()} if folder.is_dir() else ()
-    return [name for name in RECIPES if name in shipped] + sorted(set(shipped) - set(RECIPES))
+    entries = folder.iterdir() if folder.is_dir() else ()
+    configs = {entry.name: entry / "config.json" for entry in entries if entry.is_dir()}
+    return {
+        name
+        for name, config in configs.items()
+        if config.is_file() and json.loads(config.read_text())["model_type"] == model_type
+    }
 
 
 def _one_token(tokens: TokenMap) -> TokenMap:
