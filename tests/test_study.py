@@ -14,7 +14,7 @@ from planted import planted_encoder, planted_task
 
 import tsprobe as tp
 from tsprobe.encoders.baselines import Chance
-from tsprobe.errors import DataError, SpecError, StorageError
+from tsprobe.errors import DamagedWarning, DataError, SpecError, StorageError
 from tsprobe.study import make_spec, read_spec, run_study
 from tsprobe.study.pair import Pair
 from tsprobe.study.result import DIAGNOSTICS, SCORES, VERDICTS
@@ -160,7 +160,8 @@ def test_finished_cells_are_never_computed_again(tmp_path: Path, monkeypatch: py
     compute = Pair._compute
     monkeypatch.setattr(Pair, "_compute", lambda self, *key: computed.append(key) or compute(self, *key))
     monkeypatch.setattr("tsprobe.study.pair.extract", lambda *_, **__: pytest.fail("features were read again"))
-    again = tp.probe(planted_encoder(2), planted_task(), **settings)
+    with pytest.warns(DamagedWarning, match="knn"):
+        again = tp.probe(planted_encoder(2), planted_task(), **settings)
     assert computed == [("mean", "knn", 0)]
     assert (out / "scores.csv").read_bytes() == before
     assert not rest.exists()

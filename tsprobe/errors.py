@@ -7,7 +7,9 @@ and keeps its traceback.
 from __future__ import annotations
 
 import difflib
+import warnings
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class TsprobeError(Exception):
@@ -49,3 +51,12 @@ class MissingPackageError(TsprobeError, ImportError):
 
 class StorageError(TsprobeError):
     """The disk refused: no space, no permission, or a damaged file that must be removed first."""
+
+
+class DamagedWarning(UserWarning):
+    """A kept result could not be read as what it was written as, and is made again."""
+
+
+def warn_damaged(path: Path, error: BaseException) -> None:
+    why = " ".join(str(error).split())[:200] or type(error).__name__
+    warnings.warn(f"{path} is damaged and is made again ({why})", DamagedWarning, stacklevel=3)

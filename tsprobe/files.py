@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import re
+import socket
 import tempfile
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any
@@ -46,6 +49,57 @@ def replace_file(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
 
 def replace_text(path: Path, text: str) -> None:
     replace_file(path, lambda handle: handle.write(text.encode()))
+
+
+OWNER = ".owner"
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """One process at a time writes a folder; the file `.owner` says which while it does.
+
+    Raises `StorageError` that names the one that is there, and for how long.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        held = lock(folder)
+    except OSError as error:
+        raise StorageError(f"cannot write {folder}: {error.strerror or error}") from error
+    if held is None:
+        raise StorageError(f"{folder} is being written by {_owner(folder)}; wait for it, or use another folder")
+    try:
+        about = {"process": os.getpid(), "host": socket.gethostname(), "since": time.time()}
+        replace_text(folder / OWNER, json.dumps(about) + "\n")
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            (folder / OWNER).unlink(missing_ok=True)
+        os.close(held)
+
+
+def lock(folder: Path) -> int | None:
+    """A lock on a folder, to be closed: the system takes it back when the process ends, however it ends. None where
+    another process has it. Where the system or the file system has no locks, nothing is locked."""
+    held = os.open(folder, os.O_RDONLY)
+    try:
+        import fcntl
+
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(held)
+        return None
+    except (ImportError, OSError):  # Windows; a file system without locks
+        pass
+    return held
+
+
+def _owner(folder: Path) -> str:
+    try:
+        about = json.loads((folder / OWNER).read_text())
+        minutes = (time.time() - float(about["since"])) / 60
+        return f"process {int(about['process'])} on {str(about['host'])[:64]}, for {minutes:.0f} min"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "another process"
 
 
 def safe_name(name: str) -> str:

@@ -10,7 +10,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,7 +32,7 @@ from tsprobe.alignment.train import Note, Tuning, tune
 from tsprobe.encoders import load_encoder
 from tsprobe.encoders.base import Encoder
 from tsprobe.errors import DataError, EncoderError
-from tsprobe.files import replace_text
+from tsprobe.files import alone, replace_text
 from tsprobe.report.alignment import write_alignment_report
 from tsprobe.study import make_spec, run_study
 from tsprobe.study import provenance as made_by
@@ -85,6 +85,14 @@ def run_alignment(
     share the folder. Raises `SpecError` for a request that
     makes no sense, `EncoderError` for an encoder that cannot be tuned.
     """
+    with alone(folder) if processes.first else nullcontext():
+        return _run(spec, folder, stage, encoder, dict(tasks or {}), note, processes, fresh=fresh)
+
+
+def _run(
+    spec: AlignSpec, folder: Path, stage: Stage, encoder: Encoder | None, loaded: dict[str, Task], note: Note | None,
+    processes: Processes, *, fresh: bool,
+) -> Outcome:  # fmt: skip
     if fresh and processes.first:
         _forget(folder)
     processes.wait()
@@ -92,7 +100,6 @@ def run_alignment(
         replace_text(folder / "spec.yaml", yaml.safe_dump(spec.dump(), sort_keys=False))
     spec = spec.model_copy(update={"device": processes.device(pick_device(spec.device))})
     base = (encoder if encoder is not None else load_encoder(spec.encoder)).to(spec.device)
-    loaded = dict(tasks or {})
     loaded |= {
         n: load_task(n) for n in dict.fromkeys((*spec.study.tasks, *spec.labelled, *spec.series)) if n not in loaded
     }

@@ -16,6 +16,7 @@ from tsprobe.capture.ahead import ahead
 from tsprobe.capture.arrivals import Arrival, send
 from tsprobe.capture.blocks import Joiner
 from tsprobe.capture.hooks import read_layers
+from tsprobe.capture.memory import free_memory, is_out_of_memory
 from tsprobe.capture.steps import Steps, refuse_coarse
 from tsprobe.capture.timing import Timing
 from tsprobe.capture.windows import Window, batches, cut, load
@@ -95,7 +96,8 @@ def stream(
     """Pooled features of every series that is not `done`, each in one block, in the order in which they are ready.
 
     Memory does not grow with N: a series is held only until the last of its windows has been read. Series longer than
-    the context are read in windows and merged as if pooled once. `layers` are all of the encoder's unless named.
+    the context are read in windows and merged as if pooled once. Where a pass finds no memory its batch is halved, and
+    later ones are no larger. `layers` are all of the encoder's unless named.
     `progress` is called with the number of windows read. To leave early, close the generator (`contextlib.closing`).
 
     `watch` sees the tokens of every batch.
@@ -138,15 +140,41 @@ def _read(
 ) -> Iterator[Finished]:
     device = encoder.device
 
+    def load_windows(batch: list[int]) -> _Loaded:
+        steps = None if reading.steps is None else reading.steps.at
+        chosen = [windows[i] for i in batch]
+        return _load(panel, chosen, encoder.facts.masks_missing, slots.segments, steps, device)
+
     def loaded() -> Iterator[tuple[list[int], _Loaded]]:
         # batches are those of the whole panel, so that a series is pooled in the same company after a resume
         for batch in batches(windows, max(1, reading.rows // panel.channels), encoder.facts.pads):
             if left := [i for i in batch if not done[windows[i].series]]:
-                steps = None if reading.steps is None else reading.steps.at
-                chosen = [windows[i] for i in left]
-                yield left, _load(panel, chosen, encoder.facts.masks_missing, slots.segments, steps, device)
+                yield left, load_windows(left)
+
+    def passes(batch: list[int], data: _Loaded) -> Iterator[tuple[list[int], Arrival, Timing]]:
+        """One pass over a batch; where there is no memory for it, now or before, two over its halves, and so on."""
+        nonlocal most
+        if len(batch) <= most:
+            watching = None if watch is None else partial(watch.watching, series=[windows[i].series for i in batch])
+            try:
+                yield batch, *_pool_batch(encoder, data, names, slots, reading, watching)
+                return
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                if len(batch) == 1:
+                    steps = len(windows[batch[0]])
+                    raise EncoderError(
+                        f"{encoder.name}: {device} has no memory for a pass over one series of {steps} steps; cut the "
+                        "series, or take a device with more"
+                    ) from error
+            most = len(batch) // 2
+            free_memory(device)
+        for part in (batch[: len(batch) // 2], batch[len(batch) // 2 :]):
+            yield from passes(part, load_windows(part))
 
     joiner = Joiner(windows, slots, reading.channels)
+    most = len(windows)
     underway: deque[tuple[list[int], Arrival, Timing]] = deque()
     forward = 0.0  # seconds of passes that have not been told of in a block
 
@@ -163,10 +191,10 @@ def _read(
 
     with closing(ahead(loaded())) as batched:
         for batch, data in batched:
-            watching = None if watch is None else partial(watch.watching, series=[windows[i].series for i in batch])
-            underway.append((batch, *_pool_batch(encoder, data, names, slots, reading, watching)))
-            while underway and (len(underway) == UNDERWAY or underway[0][1].is_done()):
-                yield from finish()
+            for one in passes(batch, data):
+                underway.append(one)
+                while underway and (len(underway) == UNDERWAY or underway[0][1].is_done()):
+                    yield from finish()
         while underway:
             yield from finish()
 

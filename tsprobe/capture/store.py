@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tsprobe.errors import StorageError
+from tsprobe.files import lock
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float32
@@ -41,6 +42,10 @@ class DamagedError(StorageError):
     """What lies there is damaged or not finished, and can be made again."""
 
 
+class UnfinishedError(DamagedError):
+    """A process was stopped while it wrote."""
+
+
 class StoredArrays(Mapping[str, np.ndarray]):
     """`[N, P, D]` of each layer, read from the disk each time it is asked for. Raises `DamagedError`."""
 
@@ -52,7 +57,9 @@ class StoredArrays(Mapping[str, np.ndarray]):
             self._arrays = {name: group[name] for name in self.attrs["arrays"]}
             self._layers: tuple[str, ...] = tuple(self.attrs["layers"])
             series = group["series"][:]
-            if not self.attrs["finished"] or not np.array_equal(np.sort(series), np.arange(len(series))):
+            if not self.attrs["finished"]:
+                raise UnfinishedError(f"{path} is not finished; run again")
+            if not np.array_equal(np.sort(series), np.arange(len(series))):
                 raise ValueError("not all series are there")
             self._rows = np.argsort(series)  # row of each series
             if set(self._layers) != set(self._places):
@@ -118,7 +125,9 @@ class FeatureStore:
         self._cost = 0.0
         with _refusal_named(path):
             path.mkdir(parents=True, exist_ok=True)
-            self._lock = _lock(path)
+            self._lock = lock(path)
+        if self._lock is None:
+            raise StorageError(f"{path} is being written by another process; wait for it, or use another folder")
         try:
             if fresh or not self._resumed():
                 self._empty()
@@ -314,20 +323,3 @@ def _refusal_named(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise StorageError(f"cannot write {path}: {error.strerror or error}") from error
-
-
-def _lock(path: Path) -> int | None:
-    """A lock on the folder, which the system takes back when the process ends, however it ends."""
-    try:
-        import fcntl
-    except ImportError:  # not on Windows
-        return None
-    folder = os.open(path, os.O_RDONLY)
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(folder)
-        raise StorageError(f"{path} is being written by another process; wait for it, or use another folder") from None
-    except OSError:  # a file system without locks
-        pass
-    return folder

@@ -36,6 +36,11 @@ class RowMeans:
         old = self._sums.get(layer)
         self._sums[layer] = new if old is None else (old[0] + new[0], old[1] + new[1])
 
+    def copy(self) -> RowMeans:
+        twin = RowMeans(self._names)
+        twin._sums = dict(self._sums)
+        return twin
+
     def compute(self) -> dict[str, dict[str, Value]]:
         found: dict[str, dict[str, Value]] = {}
         for layer, (total, count) in self._sums.items():
@@ -85,6 +90,7 @@ class TokenWatch:
         paths = {layer: path for layer, path in self._attention.items() if layer in layers}
         shapes = {layer: tuple(inputs.tokens_of(layer).mask.shape) for layer in paths}
 
+        before = self._means.copy()
         with looking(module, paths, rows, shapes) as attended:  # type: ignore[arg-type]
 
             def visit(layer: str, x: Tensor) -> None:
@@ -93,7 +99,12 @@ class TokenWatch:
                     maps[id(tokens)] = Places.of(tokens, rows)
                 self._update(layer, x[rows], maps[id(tokens)], attended.pop(layer, None))
 
-            yield visit
+            try:
+                yield visit
+            except BaseException:  # a pass that came to nothing, and may be tried again on a smaller batch
+                self._means = before
+                self.seen.difference_update(series[i] for i in places)
+                raise
 
     def _update(self, layer: str, x: Tensor, places: Places, attended: Seen | None) -> None:
         parts = []

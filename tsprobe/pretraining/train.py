@@ -20,7 +20,7 @@ from torch import nn
 
 from tsprobe.encoders.zoo_model import ZooModel
 from tsprobe.errors import SpecError, StorageError
-from tsprobe.files import replace_file, replace_text
+from tsprobe.files import alone, replace_file, replace_text
 from tsprobe.pretraining.corpus import Corpus
 from tsprobe.pretraining.held_out import examine
 from tsprobe.pretraining.objectives import OBJECTIVES, Objective
@@ -144,8 +144,13 @@ def fit(run: Fitting, folder: Path, *, stage: Stage, fresh: bool = False, until:
     """Go on where a stopped run was, to the end, and give what `run.json` says.
 
     `fresh` forgets what the folder holds; `until` stops after that many steps, as a killed run would. Raises
-    `SpecError` where the folder holds another run.
+    `SpecError` where the folder holds another run, `StorageError` where another process is at work in it.
     """
+    with alone(folder):
+        return _fit(run, folder, stage, until, fresh=fresh)
+
+
+def _fit(run: Fitting, folder: Path, stage: Stage, until: int | None, *, fresh: bool) -> dict[str, Any]:
     spec = run.spec
     if fresh:
         for file in (folder / CHECKPOINT, *(folder / name for name in _FILES), *folder.glob("*.safetensors")):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tsprobe.errors import warn_damaged
 from tsprobe.files import replace_file, safe_name
 
 
@@ -56,14 +57,17 @@ class Cell:
 
     @classmethod
     def load(cls, path: Path, key: CellKey) -> Cell | None:
-        """The cell, or None where there is none, it answers another question, or it is damaged."""
+        """The cell, or None where there is none, it answers another question, or it is damaged, which is told."""
         try:
             with path.open("rb") as handle, np.load(handle, allow_pickle=False) as data:
                 meta = json.loads(str(data["meta"]))
                 if meta["key"] != key.digest():
                     return None
                 arrays = {name: data[name] for name in _ARRAYS}
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            warn_damaged(path, error)
             return None
         return cls(layers=tuple(meta["layers"]), seconds=meta["seconds"], **arrays)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -15,12 +14,13 @@ import numpy as np
 import torch
 
 from tsprobe.capture import Features, Reading, Steps, coarse_layers, extract
-from tsprobe.capture.store import DamagedError
+from tsprobe.capture.store import DamagedError, UnfinishedError
 from tsprobe.capture.windows import cut, interpolate
 from tsprobe.data.panel import Panel
 from tsprobe.diagnostics import TokenWatch
 from tsprobe.encoders.base import Encoder
 from tsprobe.encoders.baselines import LAYER, Baseline, Chance, windows
+from tsprobe.errors import warn_damaged
 from tsprobe.files import replace_text, safe_name
 from tsprobe.metrics import get_metric
 from tsprobe.pooling import Slots
@@ -330,6 +330,10 @@ class Pair:
 def _kept(path: Path) -> Features | None:
     """The features of an earlier run or of another task with the same series; what is damaged is made again."""
     if path.exists():
-        with suppress(DamagedError):
+        try:
             return Features.load(path)
+        except UnfinishedError:
+            pass
+        except DamagedError as error:
+            warn_damaged(path, error)
     return None

@@ -16,7 +16,7 @@ import yaml
 
 from tsprobe.encoders.base import Encoder
 from tsprobe.errors import DataError, EncoderError, SpecError
-from tsprobe.files import replace_text, safe_name
+from tsprobe.files import alone, replace_text, safe_name
 from tsprobe.probes import probes_for
 from tsprobe.stats import holm, verdict
 from tsprobe.study import provenance as made_by
@@ -43,7 +43,15 @@ def run_study(
 
     An encoder that cannot take a task's series (too short, wrong channels, values that are not finite) is left out on
     that task alone, with the reason, and the study goes on; a mistake in the spec stops it before anything is run.
+    Raises `StorageError` where another process is at work in the folder.
     """
+    with alone(folder):
+        return _run(spec, folder, dict(encoders or {}), dict(tasks or {}), stage, fresh=fresh)
+
+
+def _run(
+    spec: StudySpec, folder: Path, encoders: dict[str, Encoder], tasks: dict[str, Task], stage: Stage, *, fresh: bool
+) -> Study:
     clock = {"loading": 0.0, "reading": 0.0, "forward": 0.0, "probing": 0.0, "statistics": 0.0}
     read: set[tuple[str, str]] = set()  # encoder and panel: tasks with the same series share the reading
     begin = time.perf_counter()
@@ -51,8 +59,8 @@ def run_study(
         forget(folder)
     _sweep(folder)
     device = pick_device(spec.device)
-    loaded = _load_tasks(spec, dict(tasks or {}))
-    entries = plan_entries(spec, dict(encoders or {}))
+    loaded = _load_tasks(spec, tasks)
+    entries = plan_entries(spec, encoders)
     replace_text(folder / "spec.yaml", yaml.safe_dump(spec.dump(), sort_keys=False))
     clock["loading"] = time.perf_counter() - begin
 
