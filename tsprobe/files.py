@@ -10,10 +10,13 @@ import re
 import socket
 import tempfile
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any
+
+import numpy as np
 
 from tsprobe.errors import StorageError
 
@@ -52,6 +55,7 @@ def replace_text(path: Path, text: str) -> None:
 
 
 OWNER = ".owner"
+_BOMB, _LARGE = 100, 1 << 30  # an archive that grows so many times, to more than so many bytes, is refused
 
 
 @contextlib.contextmanager
@@ -100,6 +104,17 @@ def _owner(folder: Path) -> str:
         return f"process {int(about['process'])} on {str(about['host'])[:64]}, for {minutes:.0f} min"
     except (OSError, ValueError, KeyError, TypeError):
         return "another process"
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """All arrays of an `.npz`. Raises `ValueError` for one with objects, and for one that would fill the memory; and what
+    numpy raises."""
+    with path.open("rb") as handle, zipfile.ZipFile(handle) as archive:
+        size = sum(entry.file_size for entry in archive.infolist())
+        if size > _LARGE and size > _BOMB * path.stat().st_size:
+            raise ValueError(f"it unpacks to {size / 1e9:.1f} GB, {size / path.stat().st_size:.0f} times its size")
+    with path.open("rb") as handle, np.load(handle, allow_pickle=False) as arrays:
+        return {name: arrays[name] for name in arrays.files}
 
 
 def safe_name(name: str) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from tsprobe.errors import warn_damaged
-from tsprobe.files import replace_file, safe_name
+from tsprobe.files import read_arrays, replace_file, safe_name
 
 
 @dataclass(frozen=True)
@@ -59,11 +59,11 @@ class Cell:
     def load(cls, path: Path, key: CellKey) -> Cell | None:
         """The cell, or None where there is none, it answers another question, or it is damaged, which is told."""
         try:
-            with path.open("rb") as handle, np.load(handle, allow_pickle=False) as data:
-                meta = json.loads(str(data["meta"]))
-                if meta["key"] != key.digest():
-                    return None
-                arrays = {name: data[name] for name in _ARRAYS}
+            data = read_arrays(path)
+            meta = json.loads(str(data["meta"]))
+            if meta["key"] != key.digest():
+                return None
+            arrays = {name: data[name] for name in _ARRAYS}
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:

@@ -34,7 +34,7 @@ from tsprobe.data.panel import Panel
 from tsprobe.data.questions import KINDS, PAIRED, Asking, ask, locate
 from tsprobe.data.text import Asked, Question, normal, numbered
 from tsprobe.errors import DataError, SpecError, UnknownNameError
-from tsprobe.files import package_folder
+from tsprobe.files import package_folder, read_arrays
 from tsprobe.language_metrics import cider_library
 from tsprobe.tasks import options
 from tsprobe.tasks.base import Kind, Task, TaskInfo, series_and
@@ -147,8 +147,8 @@ def load_questions(path: str | os.PathLike[str]) -> LanguageTask:
 
 def _read_series(file: Path) -> dict[str, np.ndarray]:
     try:
-        with file.open("rb") as handle, np.load(handle, allow_pickle=False) as arrays:
-            series = {split: arrays[split] for split in ("train", "test")}
+        arrays = read_arrays(file)
+        series = {split: arrays[split] for split in ("train", "test")}
     except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
         raise DataError(f"{file} cannot be read ({error}); it must hold arrays train and test, [N, C, S]") from error
     for split, array in series.items():
