@@ -1,19 +1,24 @@
-"""The command line: `tsprobe run | list | report | embed | align | pretrain | anchors | doctor`."""
+"""The command line: `tsprobe run | list | report | embed | align | pretrain | anchors | atlas | doctor`."""
 
 from __future__ import annotations
 
 import math
+import signal
 import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tsprobe.errors import TsprobeError
+from tsprobe.errors import DamagedWarning, TsprobeError
 
 if TYPE_CHECKING:
     from tsprobe.study import Study, StudySpec
+    from tsprobe.sweep import Sweep, SweepSpec
 
 app = typer.Typer(
     name="tsprobe",
@@ -201,16 +206,22 @@ def align(
     """Tune an encoder so that its output carries what its hidden layers do, and study it before and after.
 
     Where nothing is hidden, says so and stops, unless the config says force. The folder's encoder/ is loaded as
-    aligned:DIR/encoder.
+    aligned:DIR/encoder. On several GPUs: torchrun --nproc-per-node N -m tsprobe.cli align CONFIG.
     """
     from tsprobe.alignment import read_align_spec, run_alignment
+    from tsprobe.alignment.processes import together
     from tsprobe.study.progress import bars
+    from tsprobe.study.run import pick_device
     from tsprobe.tracking import loss_curves
 
     spec = read_align_spec(config, _overrides(set_, device))
     folder = out or Path("runs") / config.stem
-    with bars() as stage, loss_curves(folder, spec.dump(), spec.tracking, complain=_say) as note:
-        outcome = run_alignment(spec, folder, stage=stage, fresh=not resume, note=note)
+    with together(pick_device(spec.device)) as processes:
+        tracking = spec.tracking.model_copy(update={"enabled": spec.tracking.enabled and processes.first})
+        with bars() as stage, loss_curves(folder, spec.dump(), tracking, complain=_say) as note:
+            outcome = run_alignment(spec, folder, stage=stage, fresh=not resume, note=note, processes=processes)
+        if not processes.first:
+            return
     if outcome.message:
         print(outcome.message)
     for line in outcome.left_out:
@@ -223,6 +234,49 @@ def align(
     _table(columns, [[f"{r[c]:.3f}" if isinstance(r[c], float) else str(r[c]) for c in columns] for r in rows])
     print(f"teacher: {', '.join(outcome.teachers)}")
     print(f"encoder: aligned:{folder / 'encoder'}")
+
+
+@app.command()
+def sweep(
+    config: Annotated[Path, typer.Argument(help="A YAML file; see configs/sweep.yaml.")],
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Change a setting, e.g. --set trials=500.")
+    ] = None,
+    out: Out = None,
+    device: Device = None,
+    resume: Annotated[bool, typer.Option("--resume/--fresh", help="Keep finished trials, or forget them.")] = True,
+) -> None:
+    """Search layers, combinations of them, poolings, probes and strengths with Optuna, on inner training folds.
+
+    The test set is read once, for the chosen trial. A sweep that was stopped runs the trials that are missing. Exits
+    with 1 where the tracking store could not be reached, with 2 for a mistake in the request.
+    """
+    from tsprobe.study.progress import bars
+    from tsprobe.sweep import read_sweep_spec, run_sweep
+
+    spec = read_sweep_spec(config, _overrides(set_, device))
+    folder = out or Path("runs") / config.stem
+    with bars() as stage:
+        found = run_sweep(spec, folder, stage=stage, fresh=not resume)
+        with stage("MLflow", 1):
+            logged, logging_failed = _track_sweep(found, spec)
+    best = found.best
+    test = best["test"]
+    header = ["trial", *best["params"], "inner", "test", "interval"]
+    interval = f"[{test['low']:.3f}, {test['high']:.3f}]"
+    row = [best["trial"], *best["params"].values(), f"{best['inner_score']:.3f}", f"{test['score']:.3f}", interval]
+    _table(header, [[_cell(value) for value in row]])
+    print(f"trials:  {', '.join(f'{n} {state}' for state, n in found.trials['state'].value_counts().items())}")
+    if "compared" in best:
+        grid = best["compared"]
+        print(
+            f"grid:    best of {grid['cells']} settings {grid['best']:.3f} [{grid['low']:.3f}, {grid['high']:.3f}], "
+            f"of the trials {grid['best_of_sweep']:.3f}; within from trial {grid['trials_to_within']} on"
+        )
+    print(f"report:  {folder / 'report.html'}")
+    print(logged)
+    if logging_failed:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -273,6 +327,43 @@ def anchors(
 
 
 @app.command()
+def atlas(
+    config: Annotated[Path, typer.Argument(help="A YAML file; see configs/atlas.yaml.")],
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Change a setting, e.g. --set draws=3.")
+    ] = None,
+    out: Out = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Run this study or alignment alone; others stay as they are."),
+    ] = None,
+    document: Annotated[
+        Path | None, typer.Option(help="The document; by default ATLAS.md in the output folder.")
+    ] = None,
+) -> None:
+    """Run studies and alignments, and write what they say together: tables, figures and one document of answers.
+
+    What is finished is not run again. Exits with 1 when a part failed; the others are in the document.
+    """
+    from tsprobe.atlas import read_atlas_spec, run_atlas
+    from tsprobe.study.progress import bars
+
+    spec, folder = read_atlas_spec(config, tuple(set_ or ())), out or Path("runs") / config.stem
+    with bars() as stage:
+        made = run_atlas(spec, folder, only=tuple(only or ()), document=document, config=str(config), stage=stage)
+    _table(["part", "kind", "state"], [[part.name, part.kind, part.state] for part in made.parts])
+    for part in made.parts:
+        if part.state == "failed":
+            _say(f"failed: {part.name}: {part.why}")
+        for line in part.left_out:
+            _say(f"left out: {part.name}: {line}")
+    print(f"tables:   {folder / 'tables'}")
+    print(f"document: {made.document}")
+    if made.failed:
+        raise typer.Exit(1)
+
+
+@app.command()
 def doctor() -> None:
     """Say what is installed, which devices work and whether a model hub is reachable. Exits with 1 if a part fails."""
     from tsprobe.doctor import examine
@@ -298,6 +389,20 @@ def _track(study: Study, spec: StudySpec) -> tuple[str, bool]:
     except TsprobeError as error:
         return f"MLflow:  {error}; the study itself is safe, run it again to log it", True
     uri = spec.tracking.uri or default_uri(study.folder)
+    return f"MLflow:  mlflow ui --backend-store-uri {uri}", False
+
+
+def _track_sweep(found: Sweep, spec: SweepSpec) -> tuple[str, bool]:
+    """A line on where the sweep is logged, and whether that failed."""
+    if not spec.tracking.enabled:
+        return "MLflow:  off", False
+    from tsprobe.tracking import default_uri, log_sweep
+
+    uri = spec.tracking.uri or default_uri(found.folder)
+    try:
+        log_sweep(found, spec.dump(), uri, spec.tracking.experiment)
+    except TsprobeError as error:
+        return f"MLflow:  {error}; the sweep itself is safe, run it again to log it", True
     return f"MLflow:  mlflow ui --backend-store-uri {uri}", False
 
 
@@ -383,16 +488,48 @@ def _say(line: str) -> None:
     print(line, file=sys.stderr)
 
 
-def main() -> None:
-    """Run the command line; a user's mistake ends with one line and exit code 2."""
+def _tell(message: Warning | str, category: type[Warning], *where: Any) -> None:
+    """One line for what the user should know; what packages warn of, as Python does it."""
+    text = f"tsprobe: {message}" if issubclass(category, DamagedWarning) else warnings.formatwarning(
+        message, category, *where[:2]
+    )  # fmt: skip
+    _say(text.rstrip())
+
+
+class _Stopped(BaseException):
+    """By Ctrl-C, or by SIGTERM, as a scheduler sends it before it kills. No `KeyboardInterrupt`, which typer keeps to
+    itself."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
+@contextmanager
+def _told_to_stop() -> Iterator[None]:
+    def stop(number: int, _: object) -> None:
+        raise _Stopped(number)
+
+    wanted = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, stop) for number in wanted}
     try:
-        app()
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def main() -> None:
+    """Run the command line; a user's mistake ends with one line and exit code 2, a signal with 128 + its number."""
+    try:
+        with _told_to_stop(), warnings.catch_warnings():
+            warnings.showwarning = _tell
+            app()
     except TsprobeError as error:
         _say(f"tsprobe: {' '.join(str(error).split())}")
         sys.exit(2)
-    except KeyboardInterrupt:
+    except _Stopped as stopped:
         _say("tsprobe: stopped; what is finished is kept, the same command goes on from there")
-        sys.exit(130)
+        sys.exit(128 + stopped.number)
 
 
 if __name__ == "__main__":

@@ -96,7 +96,7 @@ class Worker:
                 while "end" not in self._receive()[0]:
                     pass
             raise
-        except KeyboardInterrupt:  # in the middle of a message, after which the pipe makes no sense
+        except BaseException:  # in the middle of a message, after which the pipe makes no sense
             self._death = f"the worker of {self.name} was stopped"
             self.close()
             raise
