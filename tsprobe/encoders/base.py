@@ -168,6 +168,12 @@ class Encoder(ABC):
 
         return truncate(self, layer)
 
+    def export(self, batch: Batch | None = None) -> ExportedProgram:
+        """The pass over prepared inputs as a `torch.export` program; see `encoders.exported`."""
+        from tsprobe.encoders.exported import export
+
+        return export(self, batch)
+
     def save(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
         """Write a tuned encoder to a folder that `load_encoder("aligned:FOLDER")` takes; see `aligned.save`."""
         from tsprobe.encoders import aligned

@@ -7,7 +7,7 @@ import fnmatch
 import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -109,6 +109,17 @@ class Wrapped(Encoder):
 
     def fresh_module(self) -> nn.Module:
         return super().fresh_module() if self._fresh is None else self._fresh()
+
+    def settings(self) -> dict[str, Any] | None:
+        """The arguments beside `blocks` that would wrap the module in the same way; None where some are functions.
+
+        They are plain values, and known once a batch has been prepared.
+        """
+        own = all(tap.select is _tokens for tap in self.taps.values())
+        if not own or not isinstance(self._layout, str) or callable(self._given_tokens):
+            return None
+        final = self.taps[self.final].path if self.final == "norm" else self.final
+        return {"final": final, "prepare": self._layout, "tokens": self._given_tokens, **asdict(self.facts)}
 
     def _arguments(self, batch: Batch, layout: str | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
         if layout is not None:
