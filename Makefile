@@ -4,11 +4,14 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: quickstart test lint bench clean
+.PHONY: quickstart atlas test lint bench clean
 .DELETE_ON_ERROR:
 
 quickstart: $(VENV)/.standard  ## study real encoders on real data: verdicts, report, MLflow
 	$(BIN)/tsprobe run configs/quickstart.yaml
+
+atlas: $(VENV)/.dev  ## studies and alignments of all shipped encoders; an hour or two; rewrites docs/ATLAS.md
+	$(BIN)/tsprobe atlas configs/atlas.yaml --document docs/ATLAS.md
 
 test: $(VENV)/.dev lint  ## the whole check: style, types, import directions, tests
 	$(BIN)/python -m pytest
