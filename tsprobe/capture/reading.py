@@ -138,7 +138,7 @@ def _read(
     progress: Callable[[int], None] | None,
     watch: Watch | None,
 ) -> Iterator[Finished]:
-    device = encoder.device
+    device, most = encoder.device, len(windows)  # windows that a pass has memory for, as far as is known
 
     def load_windows(batch: list[int]) -> _Loaded:
         steps = None if reading.steps is None else reading.steps.at
@@ -174,7 +174,6 @@ def _read(
             yield from passes(part, load_windows(part))
 
     joiner = Joiner(windows, slots, reading.channels)
-    most = len(windows)
     underway: deque[tuple[list[int], Arrival, Timing]] = deque()
     forward = 0.0  # seconds of passes that have not been told of in a block
 

@@ -13,13 +13,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from tsprobe.errors import EncoderError, UnknownNameError
 from tsprobe.types import Batch, Inputs, Layer
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
 
 UNTRAINED = "@untrained"
 

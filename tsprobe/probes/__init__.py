@@ -58,6 +58,11 @@ PROBES: dict[str, Entry] = {
         "cross-attention over the segments of a series or the steps of a dense task, with a linear readout",
         (*_LABELS, *_VALUES),
     ),
+    "dpt": Entry(
+        "tsprobe.probes.dpt:fit_predict",
+        "a light convolutional head over the map of the pixels that are asked about, for values such as depth",
+        ("regression",),
+    ),
     "quantile": Entry(
         "tsprobe.probes.quantile:fit_predict",
         "linear head for the quantiles 0.1 to 0.9 of each step: median regression, and quantiles of its residuals",

@@ -82,7 +82,7 @@ def fit_predict(
     seed = zlib.crc32(folds.cpu().numpy().tobytes())
 
     def solve(x: Tensor, x_test: Tensor) -> base.Solved:
-        z, z_test = _prepared(x, x_test, target.tokens)
+        z, z_test = prepared(x, x_test, target.tokens)
         first, second = (torch.Generator().manual_seed(2 * seed + i) for i in range(2))
         trainer = Trainer(z, parts[0], goal, first)
         held_out, test = (
@@ -283,7 +283,7 @@ class Trainer:
         return self._head(tokens, part.offset, part.seen, fits).flatten(2, 3)
 
 
-def _prepared(
+def prepared(
     x: Float[Tensor, "G N PD"], x_test: Float[Tensor, "G M PD"], tokens: int
 ) -> tuple[Float[Tensor, "G N P R"], Float[Tensor, "G M P R"]]:
     """Tokens in float32 on R scaled principal axes of the training rows; in float64 before that, a group at a time."""

@@ -9,6 +9,8 @@ Features are standardised on the rows of each fit. Arithmetic is float64, on the
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from tsprobe.data.text import Asked
 
 CHUNK_BYTES = 2**29  # groups are worked on in chunks whose largest arrays stay below this
+_COMMON: ContextVar[bool] = ContextVar("common_scale", default=False)
 _NOISE = 1e-6  # a column whose deviation is below this share of its size is float32 rounding of a constant
 
 
@@ -234,10 +237,25 @@ class Standardiser:
         cls, mean: Float[Tensor, "G 1 D"], std: Float[Tensor, "G 1 D"], size: Float[Tensor, "G 1 D"]
     ) -> Standardiser:
         """From the means, deviations and largest absolute values of the rows."""
-        return cls(mean, torch.where(std <= _NOISE * (mean.abs() + size), 0, 1 / std))
+        constant = std <= _NOISE * (mean.abs() + size)
+        scale = std.square().mean(2, keepdim=True).sqrt() if _COMMON.get() else std
+        return cls(mean, torch.where(constant, 0, 1 / scale))
 
     def __call__(self, x: Float[Tensor, "G m D"]) -> Float[Tensor, "G m D"]:
         return (x - self.mean) * self.inverse
+
+
+@contextmanager
+def common_scale() -> Iterator[None]:
+    """Within, standardised features keep their sizes among each other: all are divided by one deviation of a fit.
+
+    Strengths mean the same, since the mean variance of a feature is 1 either way.
+    """
+    token = _COMMON.set(True)
+    try:
+        yield
+    finally:
+        _COMMON.reset(token)
 
 
 class Gram(NamedTuple):

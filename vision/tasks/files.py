@@ -93,14 +93,31 @@ def read(path: Path, size: int) -> UInt8[np.ndarray, "3 H W"]:
     """A picture in red, green and blue, what is transparent on white. Raises `DataError` for a file that is none."""
     from PIL import Image
 
+    small = _rgb(path).resize((size, size), Image.Resampling.BILINEAR)
+    return np.asarray(small).transpose(2, 0, 1)
+
+
+def read_whole(path: Path) -> UInt8[np.ndarray, "3 h w"]:
+    """The same at its own size."""
+    return np.asarray(_rgb(path)).transpose(2, 0, 1)
+
+
+def sides(path: Path) -> tuple[int, int]:
+    """Width and height in pixels, as stored; pixels are not read. Raises `DataError` for a file that is no picture."""
+    width, height = _open(path, pixels=False).size
+    return width, height
+
+
+def _rgb(path: Path) -> Any:
+    from PIL import Image
+
     picture = _open(path)
     if picture.mode not in _PICTURES:
         raise DataError(f"{path} has mode {picture.mode}; give a picture of 8 bits a channel, such as RGB or grey")
     if "A" in picture.mode or "transparency" in picture.info:
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-    small = picture.convert("RGB").resize((size, size), Image.Resampling.BILINEAR)
-    return np.asarray(small).transpose(2, 0, 1)
+    return picture.convert("RGB")
 
 
 def read_cut_out(path: Path, size: int) -> tuple[UInt8[np.ndarray, "3 H W"], Float32[np.ndarray, "H W"]]:
@@ -153,14 +170,15 @@ def panel(name: str, paths: Sequence[Path], size: int, split: str) -> Panel:
     return Panel(tuple(to_panel(read(p, size)[None])[0] for p in paths))
 
 
-def _open(path: Path) -> Any:
+def _open(path: Path, pixels: bool = True) -> Any:
     try:
         from PIL import Image
     except ImportError as error:
         raise MissingPackageError("pillow", f"reading {path.name}", "vision") from error
     try:
         with Image.open(path) as picture:
-            picture.load()
+            if pixels:
+                picture.load()
             return picture
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # all that Pillow raises
         raise DataError(f"{path} is no readable image ({error})") from error
