@@ -357,8 +357,7 @@ def atlas(
             _say(f"failed: {part.name}: {part.why}")
         for line in part.left_out:
             _say(f"left out: {part.name}: {line}")
-    print(f"tables:   {folder / 'tables'}")
-    print(f"document: {made.document}")
+    print(f"document: {made.document or 'as soon as a study is finished'}")
     if made.failed:
         raise typer.Exit(1)
 
@@ -488,12 +487,10 @@ def _say(line: str) -> None:
     print(line, file=sys.stderr)
 
 
-def _tell(message: Warning | str, category: type[Warning], *where: Any) -> None:
+def _tell(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: Any) -> None:
     """One line for what the user should know; what packages warn of, as Python does it."""
-    text = f"tsprobe: {message}" if issubclass(category, DamagedWarning) else warnings.formatwarning(
-        message, category, *where[:2]
-    )  # fmt: skip
-    _say(text.rstrip())
+    ours = issubclass(category, DamagedWarning)
+    _say(f"tsprobe: {message}" if ours else warnings.formatwarning(message, category, filename, lineno).rstrip())
 
 
 class _Stopped(BaseException):
@@ -522,7 +519,7 @@ def main() -> None:
     """Run the command line; a user's mistake ends with one line and exit code 2, a signal with 128 + its number."""
     try:
         with _told_to_stop(), warnings.catch_warnings():
-            warnings.showwarning = _tell
+            warnings.showwarning = _tell  # type: ignore[assignment]
             app()
     except TsprobeError as error:
         _say(f"tsprobe: {' '.join(str(error).split())}")

@@ -107,8 +107,8 @@ def _owner(folder: Path) -> str:
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """All arrays of an `.npz`. Raises `ValueError` for one with objects, and for one that would fill the memory; and what
-    numpy raises."""
+    """All arrays of an `.npz`. Raises what numpy raises, and `ValueError` for one that holds objects or would fill the
+    memory."""
     with path.open("rb") as handle, zipfile.ZipFile(handle) as archive:
         size = sum(entry.file_size for entry in archive.infolist())
         if size > _LARGE and size > _BOMB * path.stat().st_size:
