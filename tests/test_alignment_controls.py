@@ -89,7 +89,7 @@ def test_free_controls_are_made_of_training_rows_alone(tmp_path: Path) -> None:
     assert all(np.array_equal(a, b) for a, b in zip(*found, strict=True))
 
 
-FREE = ("scalar-mix", "concat", "standardised")
+FREE = ("scalar-mix", "concat", "compressed", "standardised")
 
 
 def test_all_layers_side_by_side_are_read_as_any_layer_is(tmp_path: Path) -> None:
@@ -108,6 +108,24 @@ def test_all_layers_side_by_side_are_read_as_any_layer_is(tmp_path: Path) -> Non
     (kept,) = [cell for *_, cell in again.cells()]
     assert "features" not in vars(again)  # the cell was on disk
     assert kept.score[0] == pytest.approx(float(after.samples[0]), abs=1e-6)
+
+
+def test_all_layers_are_compressed_to_the_width_of_the_last_by_the_training_rows(tmp_path: Path) -> None:
+    from sklearn.decomposition import PCA
+    from sklearn.preprocessing import StandardScaler
+
+    encoder, asked = load_encoder("zoo/jepa"), waves()
+    source = pair(encoder, asked, tmp_path, poolings=["max", "mean"])
+    wide = Free.of(source, "concat", tmp_path / "a").features
+    few = Free.of(source, "compressed", tmp_path / "b").features
+    for slot in (0, 1):
+        train, test = (f.arrays["concat"][:, slot] for f in wide)
+        scaler = StandardScaler().fit(train)
+        pca = PCA(39).fit(scaler.transform(train))  # of 40 rows
+        for found, x in zip(few, (train, test), strict=True):
+            assert found.arrays["compressed"].shape[1:] == (2, 128)
+            expected = pca.transform(scaler.transform(x))
+            np.testing.assert_allclose(np.abs(found.arrays["compressed"][:, slot, :39]), np.abs(expected), atol=2e-3)
 
 
 def test_a_class_token_stands_beside_the_mean_on_the_scale_of_the_training_rows(tmp_path: Path) -> None:

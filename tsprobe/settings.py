@@ -7,6 +7,7 @@ from typing import Any, ClassVar, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import to_jsonable_python
 
 from tsprobe.errors import SpecError, UnknownNameError
 
@@ -32,8 +33,12 @@ class Resumable(Frozen):
         return self.model_dump(mode="json")
 
     def same_run(self, other: dict[str, Any]) -> bool:
-        """Whether a stopped run of that spec can go on as this one."""
-        mine, its = ({k: v for k, v in one.items() if k not in self.LOOSE} for one in (self.dump(), other))
+        """Whether a stopped run of that spec can go on as this one. A setting that was not known then had its default."""
+        fields = type(self).model_fields
+        defaults = {
+            name: to_jsonable_python(field.get_default()) for name, field in fields.items() if name not in other
+        }
+        mine, its = ({k: v for k, v in one.items() if k not in self.LOOSE} for one in (self.dump(), defaults | other))
         return mine == its
 
 

@@ -3,7 +3,9 @@
 They are made of the pooled features of the study before, and go through the same probes, folds and bootstrap. `concat`
 puts all layers of the trunk side by side (TiRex, arXiv 2505.23719, reads classes in this way). `standardised` is the
 final layer with each feature at mean 0 and deviation 1, and where the encoder has a class token that beside it (CLS and
-mean, Mantis). `scalar-mix` is one mixture of the layers (ELMo, Peters et al. 2018, eq. 1; SUPERB).
+mean, Mantis). `scalar-mix` is one mixture of the layers (ELMo, Peters et al. 2018, eq. 1; SUPERB). `compressed` is as
+wide as the final layer: the first principal components of all layers side by side, each feature at deviation 1. Labels
+have no part in it, so that it says how much of all layers one output of that width can hold.
 """
 
 from __future__ import annotations
@@ -61,7 +63,7 @@ class Free(Pair):
     @cached_property
     def features(self) -> tuple[Features, Features]:
         makers: dict[str, Callable[[Free, Features, Features], Made]] = {
-            "scalar-mix": _mixed, "concat": _side_by_side, "standardised": _standardised,
+            "scalar-mix": _mixed, "concat": _side_by_side, "standardised": _standardised, "compressed": _compressed,
         }  # fmt: skip
         train, test = self.source.features
         parts = makers[self.control](self, train, test)
@@ -102,6 +104,21 @@ def _standardised(pair: Free, train: Features, test: Features) -> Made:
     for place in slots.places.values():
         for made, x in zip(out, _scaled(pair, *(part[None, :, place] for part in parts)), strict=True):
             made[:, place] = x[0].numpy().reshape(made[:, place].shape)
+    return out[0], out[1]
+
+
+def _compressed(pair: Free, train: Features, test: Features) -> Made:
+    """Principal components of the training rows, of each pooling by itself."""
+    width = train.arrays[pair.source.final].shape[-1]
+    wide = _side_by_side(pair, train, test)
+    out = [np.zeros((*part.shape[:2], width), np.float32) for part in wide]
+    at = torch.from_numpy(pair.task.rows("train").at)
+    for place in Slots.parse(train.poolings).places.values():
+        scaled = [x[0].double() for x in _scaled(pair, *(part[None, :, place] for part in wide))]
+        _, _, components = torch.linalg.svd(scaled[0][at], full_matrices=False)
+        few = components[:width].T  # [L D, d], fewer than the width where there are fewer rows
+        for made, x in zip(out, scaled, strict=True):
+            made[:, place, : few.shape[1]] = (x @ few).numpy().reshape(*made[:, place].shape[:2], -1)
     return out[0], out[1]
 
 

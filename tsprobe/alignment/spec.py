@@ -21,6 +21,7 @@ TUNED = {
 FREE = {
     "scalar-mix": "no tuning: a softmax mixture of the standardised layers, its weights learnt on training rows",
     "concat": "no tuning: all layers side by side",
+    "compressed": "no tuning: all layers side by side, their principal components, as many as the final layer is wide",
     "standardised": "no tuning: the final layer, standardised, and where there is a class token that beside it",
 }
 CUT = "no tuning: the untouched encoder cut at the teacher"  # a column of every row
