@@ -25,3 +25,12 @@ def encoders(zoo):
     from tsprobe.encoders import load_encoder
 
     return {family: load_encoder(f"{family}:{zoo.folders[family]}") for family in FAMILIES}
+
+
+@pytest.fixture(scope="session")
+def postgresql():
+    """A function that makes a database on a PostgreSQL of the tests' own and gives its address; or a skip."""
+    from servers import postgres
+
+    with postgres() as database:
+        yield database

@@ -13,8 +13,10 @@ import typer
 from torch import nn
 
 from tsprobe.alignment import read_align_spec
+from tsprobe.atlas import read_atlas_spec
 from tsprobe.cli import app
 from tsprobe.study import read_spec
+from tsprobe.sweep import read_sweep_spec
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -26,7 +28,13 @@ def commands() -> list[str]:
         for block in re.findall(r"```bash\n(.*?)```", README, re.S)
         for line in block.splitlines()
     ]
-    return [line for line in lines if line.startswith("tsprobe ")]
+    inline = re.findall(r"`(tsprobe [a-z]+[^`]*)`", README)
+    return [line for line in (*lines, *inline) if line.startswith("tsprobe ")]
+
+
+def test_the_table_names_every_command() -> None:
+    named = {line.split()[1] for line in commands()}
+    assert named == set(typer.main.get_command(app).list_commands(None))  # type: ignore[attr-defined, arg-type]
 
 
 @pytest.mark.parametrize("line", commands())
@@ -56,6 +64,10 @@ def test_linked_files_are_there() -> None:
 def test_configs_are_valid(config: Path) -> None:
     if config.stem.startswith("align_"):
         assert read_align_spec(config).study.tasks
+    elif config.stem.startswith("atlas"):
+        assert read_atlas_spec(config).parts
+    elif config.stem == "sweep":
+        assert read_sweep_spec(config).trials
     else:
         assert read_spec(config).tasks
 

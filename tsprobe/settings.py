@@ -33,7 +33,7 @@ class Resumable(Frozen):
         return self.model_dump(mode="json")
 
     def same_run(self, other: dict[str, Any]) -> bool:
-        """Whether a stopped run of that spec can go on as this one. A setting that was not known then had its default."""
+        """Whether a stopped run of that spec can go on as this one. What was no setting then had its default."""
         fields = type(self).model_fields
         defaults = {
             name: to_jsonable_python(field.get_default()) for name, field in fields.items() if name not in other

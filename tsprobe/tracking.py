@@ -1,5 +1,7 @@
 """A study in MLflow: one run for the study, a nested run for each encoder and task. Losses of a tuning as they come.
 
+A sweep is a run with a nested run for each trial.
+
 A layer's score is a metric whose step is the layer's index, so that the MLflow page draws the layer curve.
 """
 
@@ -11,7 +13,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from tsprobe.errors import MissingPackageError, TsprobeError
 
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from tsprobe.study.spec import Tracking
 
 ARTEFACTS = ("scores.csv", "verdicts.csv", "diagnostics.csv", "spec.yaml", "provenance.json", "report.html")
+SWEEP_ARTEFACTS = ("trials.csv", "best.json", "grid.csv", "spec.yaml", "provenance.json", "report.html")
 
 
 class TrackingError(TsprobeError):
@@ -34,8 +37,8 @@ def log_study(study: Study, uri: str | None = None, experiment: str = "tsprobe")
     Without a `uri` the store is SQLite, `mlflow.db` beside the study's folder. Raises `TrackingError` where the store
     cannot be reached, `MissingPackageError` without MLflow.
     """
-    client, number, uri = _client(study.folder, uri, experiment, "logging a study")
-    with _telling(uri):
+    client, number, uri = open_store(study.folder, uri, experiment, "logging a study")
+    with telling(uri):
         return _log(client, number, study)
 
 
@@ -65,7 +68,7 @@ def loss_curves(
 
     if where.enabled:
         with once():
-            client, number, uri = _client(folder, where.uri, where.experiment, "logging loss curves")
+            client, number, uri = open_store(folder, where.uri, where.experiment, "logging loss curves")
 
     def note(name: str, rows: list[dict[str, float]]) -> None:
         if not failed:
@@ -74,7 +77,7 @@ def loss_curves(
 
     def log(name: str, rows: list[dict[str, float]]) -> None:
         now = int(time.time() * 1000)
-        with _telling(uri):
+        with telling(uri):
             if name not in runs:
                 tags = {"tsprobe.alignment": folder.name}
                 runs[name] = client.create_run(number, run_name=f"{folder.name}: {name}", tags=tags).info.run_id
@@ -93,9 +96,79 @@ def loss_curves(
         status = "FINISHED"
     finally:
         if runs and not failed:
-            with once(), _telling(uri):
+            with once(), telling(uri):
                 for run in runs.values():
                     client.set_terminated(run, status)
+
+
+class Searched(Protocol):
+    """A sweep, as `tsprobe.sweep` gives it: a row for each trial, the chosen one, and a mark that tells it apart."""
+
+    @property
+    def folder(self) -> Path: ...
+
+    @property
+    def trials(self) -> pd.DataFrame: ...
+
+    @property
+    def best(self) -> dict[str, Any]: ...
+
+    @property
+    def token(self) -> str: ...
+
+
+def log_sweep(found: Searched, spec: dict[str, Any], uri: str | None = None, experiment: str = "tsprobe") -> str:
+    """Log a sweep and give the id of its run; trials are nested runs.
+
+    A sweep that went on goes on in its run, and only trials that are not there are logged, each with one batch. Raises
+    what `log_study` does.
+    """
+    client, number, uri = open_store(found.folder, uri, experiment, "logging a sweep")
+    now = int(time.time() * 1000)
+    with telling(uri):
+        there = _runs(client, number, f"tags.`tsprobe.sweep` = '{found.token}'")
+        if there:
+            parent = there[0].info.run_id
+        else:
+            tags = {"tsprobe.sweep": found.token}
+            parent = client.create_run(number, run_name=found.folder.resolve().name, tags=tags).info.run_id
+            _batch(client, parent, {f"spec.{key}": value for key, value in spec.items()}, [], now)
+        logged = {run.info.run_name for run in _runs(client, number, f"tags.`mlflow.parentRunId` = '{parent}'")}
+        for row in found.trials.to_dict("records"):
+            name = f"trial {row['number']}"
+            if name not in logged and row["state"] != "running":
+                _log_trial(client, number, parent, name, row)
+        test = found.best["test"]
+        values = {"inner_score": found.best["inner_score"]} | {
+            f"test.{key}": test[key] for key in ("score", "low", "high")
+        }
+        _batch(client, parent, {}, [(key, value, found.best["trial"]) for key, value in values.items()], now)
+        for file in SWEEP_ARTEFACTS:
+            if (found.folder / file).exists():
+                client.log_artifact(parent, str(found.folder / file))
+        client.set_terminated(parent)
+    return parent
+
+
+def _runs(client: Any, experiment: str, filter_: str) -> list[Any]:
+    found, page = [], None
+    while page is None or page:
+        some = client.search_runs([experiment], filter_, max_results=1000, page_token=page)
+        found += some
+        page = some.token or ""
+    return found
+
+
+def _log_trial(client: Any, experiment: str, parent: str, name: str, row: dict[str, Any]) -> None:
+    now = int(time.time() * 1000)
+    began = now - int(1000 * row["seconds"]) if row["seconds"] == row["seconds"] else now
+    tags = {"mlflow.parentRunId": parent, "tsprobe.state": row["state"]}
+    run = client.create_run(experiment, start_time=began, run_name=name, tags=tags).info.run_id
+    measured = {key: row[key] for key in ("score", "parameters", "latency") if key in row}
+    known = ("number", "state", "seconds", *measured)
+    params = {_metric_name(key): value for key, value in row.items() if key not in known and value == value and value}
+    _batch(client, run, params, [(key, value, row["number"]) for key, value in measured.items()], now)
+    client.set_terminated(run, "FAILED" if row["state"] == "fail" else "FINISHED", now)
 
 
 def _metric_name(name: str) -> str:
@@ -103,7 +176,7 @@ def _metric_name(name: str) -> str:
     return re.sub(r"[^\w\-. :/]", "_", name)
 
 
-def _client(folder: Path, uri: str | None, experiment: str, purpose: str) -> tuple[Any, str, str]:
+def open_store(folder: Path, uri: str | None, experiment: str, purpose: str) -> tuple[Any, str, str]:
     """A client, the number of the experiment, and the store's address."""
     # A server that is gone should cost seconds, not MLflow's default of several minutes.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
@@ -114,7 +187,7 @@ def _client(folder: Path, uri: str | None, experiment: str, purpose: str) -> tup
         raise MissingPackageError("mlflow", purpose) from error
     home = folder.resolve().parent
     uri = uri or default_uri(folder)
-    with _telling(uri):
+    with telling(uri):
         client = MlflowClient(uri)
         found = client.get_experiment_by_name(experiment)
         location = (home / "mlartifacts").as_uri() if uri.startswith("sqlite") else None
@@ -123,7 +196,7 @@ def _client(folder: Path, uri: str | None, experiment: str, purpose: str) -> tup
 
 
 @contextlib.contextmanager
-def _telling(uri: str) -> Iterator[None]:
+def telling(uri: str) -> Iterator[None]:
     """MLflow's own errors as `TrackingError`, and no lines of its store's."""
     from mlflow.exceptions import MlflowException
 

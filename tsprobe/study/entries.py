@@ -61,7 +61,7 @@ def _maker(spec: EncoderSpec, given: Encoder | None) -> Callable[[], Encoder | B
         return _baseline(spec.source)
     options = spec.model_dump(exclude={"source"}, exclude_none=True)
     if spec.source.startswith("python:"):
-        return lambda: load_encoder(_build_module(spec.source), **options)
+        return lambda: load_encoder(build_source(spec.source), **options)
     return lambda: load_encoder(spec.source, **options)
 
 
@@ -78,8 +78,8 @@ def _untrained(make: Callable[[], Encoder | Baseline]) -> Callable[[], Encoder]:
     return untrained
 
 
-def _build_module(source: str) -> torch.nn.Module:
-    """The module that the user's own function `python:package.module:function` builds, weights drawn under seed 0."""
+def build_source(source: str) -> torch.nn.Module | Encoder:
+    """What the user's own function `python:package.module:function` builds, weights drawn under seed 0."""
     _, module, function = [*source.split(":"), "", ""][:3]
     try:
         build = getattr(importlib.import_module(module), function)
@@ -88,6 +88,6 @@ def _build_module(source: str) -> torch.nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         built = build()
-    if not isinstance(built, torch.nn.Module):
-        raise SpecError(f"{source!r} gives a {type(built).__name__}, not a torch.nn.Module")
+    if not isinstance(built, torch.nn.Module | Encoder):
+        raise SpecError(f"{source!r} gives a {type(built).__name__}, not a torch.nn.Module or an Encoder")
     return built
