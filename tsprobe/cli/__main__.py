@@ -1,0 +1,3 @@
+from tsprobe.cli import main
+
+main()

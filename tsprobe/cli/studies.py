@@ -1,0 +1,209 @@
+"""Looking into encoders: `run`, `report`, `embed`, `atlas`, `anchors`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tsprobe.cli.shared import Device, Missing, Nan, Out, app, cell, overrides, say, show_verdicts, table
+from tsprobe.errors import TsprobeError
+
+if TYPE_CHECKING:
+    from tsprobe.study import Study, StudySpec
+
+
+@app.command()
+def run(
+    config: Annotated[Path, typer.Argument(help="A YAML file; see configs/quickstart.yaml.")],
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Change a setting, e.g. --set seeds=[0,1].")
+    ] = None,
+    out: Out = None,
+    device: Device = None,
+    resume: Annotated[bool, typer.Option("--resume/--fresh", help="Keep finished cells, or forget them.")] = True,
+    nan: Missing = None,
+) -> None:
+    """Run a study: every layer of every encoder on every task, with controls, verdicts and a report.
+
+    A study that was stopped goes on where it was. Exits with 0 when everything was run and logged, with 1 when an
+    encoder could not be run on a task or the tracking store could not be reached, with 2 for a mistake in the request.
+    """
+    from tsprobe.study import read_spec, run_study
+    from tsprobe.study.progress import bars
+
+    spec = read_spec(config, (*overrides(set_, device), *([f"missing={nan.value}"] if nan else ())))
+    folder = out or Path("runs") / config.stem
+    with bars() as stage:
+        study = run_study(spec, folder, stage=stage, fresh=not resume)
+        with stage("report", 1):
+            page = study.report(folder / "report.html")
+        with stage("MLflow", 1):
+            logged, logging_failed = _track(study, spec)
+    show_verdicts(study)
+    left_out = study.provenance["left_out"]
+    for pair in left_out:
+        say(f"left out: {pair['encoder']} on {pair['task']}: {pair['reason']}")
+    print(f"report:  {page}")
+    print(logged)
+    if left_out or logging_failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def report(
+    folders: Annotated[list[Path], typer.Argument(help="The folder of a finished study, or those of alignments.")],
+    out: Annotated[
+        Path | None, typer.Option(help="The page; by default in the study's folder, or beside the first alignment's.")
+    ] = None,
+) -> None:
+    """Write report.html anew from a finished study and print its verdicts.
+
+    Given folders of `tsprobe align`, print what each recipe brought to each family of tasks and what it cost, and draw
+    that as one page.
+    """
+    from tsprobe.alignment.families import FILE, as_text, tradeoff
+    from tsprobe.report.tradeoff import write_tradeoff
+    from tsprobe.study import Study
+
+    if len(folders) > 1 or (folders[0] / FILE).exists():
+        table = tradeoff(folders)
+        table(*as_text(table))
+        print(f"report:  {write_tradeoff(out or folders[0].resolve().parent / 'tradeoff.html', table)}")
+        return
+    folder = folders[0]
+    study = Study.open(folder)
+    page = study.report(out or folder / "report.html")
+    show_verdicts(study)
+    print(f"report:  {page}")
+
+
+@app.command()
+def embed(
+    encoder: Annotated[str, typer.Argument(help="An encoder's name, e.g. fracast or chronos-bolt:./folder.")],
+    data: Annotated[str, typer.Argument(help="A task's name, or a .npy, .csv or .parquet file with a row a series.")],
+    out: Annotated[Path, typer.Option(help="A .npz, .npy, .csv or .parquet file.")],
+    layer: Annotated[
+        str, typer.Option(help="A layer's name, final, or best (chosen on inner training folds).")
+    ] = "best",
+    pooling: Annotated[str, typer.Option(help="How tokens become one vector.")] = "mean",
+    device: Device = None,
+    nan: Missing = None,
+) -> None:
+    """Write one vector a series: frozen features of the layer you name, or of the best one for a task."""
+    from tsprobe import embed as room
+    from tsprobe.capture import Reading
+    from tsprobe.encoders import load_encoder
+    from tsprobe.study.progress import bars
+    from tsprobe.study.run import pick_device
+    from tsprobe.tasks import load_task
+
+    if out.suffix not in room.OUT_FILES:
+        raise typer.BadParameter(f"--out must end in {', '.join(room.OUT_FILES)}, not {out.name!r}")
+    path = Path(data)
+    source = room.read_series(path) if path.suffix in room.SERIES_FILES else load_task(data)
+    model = load_encoder(encoder).to(pick_device(device or "auto"))
+    reading = Reading((pooling,), missing=(nan or Nan.handle).value)
+    with bars() as stage:
+        used, vectors = room.embed(model, source, layer, reading, stage)
+    room.write_vectors(out, used, vectors)
+    sizes = ", ".join(f"{name} {v.shape[0]} x {v.shape[1]}" for name, v in vectors.items())
+    print(f"{out}: layer {used} of {encoder}, {sizes}")
+
+
+@app.command()
+def anchors(
+    encoder: Annotated[str | None, typer.Argument(help="An encoder's name; without one, the table is listed.")] = None,
+    data: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=FOLDER", help="Data to measure on, e.g. davis=~/data/DAVIS.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="A .csv file for what was compared.")] = None,
+    device: Device = None,
+) -> None:
+    """Compare an encoder with published results: scores of every block by a paper's protocol, and whether they agree.
+
+    Exits with 1 where one is farther off than its tolerance.
+    """
+    from tsprobe.anchors import compare, list_anchors
+    from tsprobe.encoders import load_encoder
+    from tsprobe.errors import SpecError
+    from tsprobe.study.result import write_table
+    from tsprobe.study.run import pick_device
+
+    if encoder is None:
+        listed = [
+            {"encoder": a.encoder, "data": a.data, "metric": a.metric, "best": a.best, "block": f"{a.layer}/{a.layers}",
+             "last": a.last, "tolerance": a.tolerance, "source": a.source} for a in list_anchors()
+        ]  # fmt: skip
+        table(list(listed[0]), [[cell(v) for v in row.values()] for row in listed]) if listed else print("no anchors")
+        return
+    if not data:
+        raise SpecError("name the data to measure on: --data davis=FOLDER")
+    loaded, rows = load_encoder(encoder).to(pick_device(device or "auto")), []
+    for given in data:
+        name, is_, folder = given.partition("=")
+        if not is_:
+            raise SpecError(f"--data {given}: write NAME=FOLDER, such as davis=FOLDER")
+        scores, compared = compare(loaded, name, folder)
+        table(["block", name], [[layer, f"{score:.1f}"] for layer, score in scores.items()])
+        if compared is None:
+            print(f"no published result of {loaded.name} on {name} is in the table")
+        else:
+            rows.append(compared.row())
+    if rows:
+        table(list(rows[0]), [[f"{v:.1f}" if isinstance(v, float) else cell(v) for v in r.values()] for r in rows])
+    if out is not None:
+        write_table(out, rows, tuple(rows[0]) if rows else ("encoder",))
+    if not all(row["agrees"] for row in rows):
+        raise typer.Exit(1)
+
+
+@app.command()
+def atlas(
+    config: Annotated[Path, typer.Argument(help="A YAML file; see configs/atlas.yaml.")],
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Change a setting, e.g. --set draws=3.")
+    ] = None,
+    out: Out = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Run this study or alignment alone; others stay as they are."),
+    ] = None,
+    document: Annotated[
+        Path | None, typer.Option(help="The document; by default ATLAS.md in the output folder.")
+    ] = None,
+) -> None:
+    """Run studies and alignments, and write what they say together: tables, figures and one document of answers.
+
+    What is finished is not run again. Exits with 1 when a part failed; the others are in the document.
+    """
+    from tsprobe.atlas import read_atlas_spec, run_atlas
+    from tsprobe.study.progress import bars
+
+    spec, folder = read_atlas_spec(config, tuple(set_ or ())), out or Path("runs") / config.stem
+    with bars() as stage:
+        made = run_atlas(spec, folder, only=tuple(only or ()), document=document, config=str(config), stage=stage)
+    table(["part", "kind", "state"], [[part.name, part.kind, part.state] for part in made.parts])
+    for part in made.parts:
+        if part.state == "failed":
+            say(f"failed: {part.name}: {part.why}")
+        for line in part.left_out:
+            say(f"left out: {part.name}: {line}")
+    print(f"document: {made.document or 'as soon as a study is finished'}")
+    if made.failed:
+        raise typer.Exit(1)
+
+
+def _track(study: Study, spec: StudySpec) -> tuple[str, bool]:
+    """A line on where the study is logged, and whether that failed."""
+    if not spec.tracking.enabled:
+        return "MLflow:  off", False
+    from tsprobe.tracking import default_uri, log_study
+
+    try:
+        log_study(study, spec.tracking.uri, spec.tracking.experiment)
+    except TsprobeError as error:
+        return f"MLflow:  {error}; the study itself is safe, run it again to log it", True
+    uri = spec.tracking.uri or default_uri(study.folder)
+    return f"MLflow:  mlflow ui --backend-store-uri {uri}", False
