@@ -9,7 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from tsprobe.cli import studies, searches, lists  # noqa: F401, I001  # their commands, in the order of the help
+# isort: off
+from tsprobe.cli import studies, searches, lists  # noqa: F401  # their commands, in the order of the help
+
+# isort: on
 from tsprobe.cli.shared import app, say
 from tsprobe.errors import DamagedWarning, TsprobeError
 
