@@ -11,10 +11,12 @@ import pytest
 from sktime.datasets import load_unit_test
 from sktime.pipeline import make_pipeline
 from sktime.utils.estimator_checks import check_estimator
+from waves import Waves
 
 from tsprobe.encoders import load_encoder
-from tsprobe.errors import SpecError, UnknownNameError
-from tsprobe.sktime import LayerClassifier, LayerRegressor, LayerTransformer
+from tsprobe.errors import DataError, SpecError, UnknownNameError
+from tsprobe.estimators import at_levels
+from tsprobe.sktime import LayerClassifier, LayerForecaster, LayerRegressor, LayerTransformer
 
 # a deep copy and a comparison of an encoder are those of a torch module; nothing of ours warns
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -32,7 +34,12 @@ def test():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("estimator", [LayerTransformer, LayerClassifier, LayerRegressor])
-def test_sktime_checks_pass(estimator):
+def test_sktime_checks_pass(estimator, monkeypatch):
+    """With a tiny encoder, since they fit hundreds of times; examples in docstrings are run with their own."""
+    monkeypatch.setattr("tsprobe.sktime.DEFAULT", "waves")
+    monkeypatch.setattr(
+        "tsprobe.estimators.load_encoder", lambda name: Waves() if name == "waves" else load_encoder(name)
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         found = check_estimator(estimator, raise_exceptions=False, verbose=False)
@@ -106,3 +113,56 @@ def test_what_cannot_be_is_one_clear_error(train):
         LayerTransformer("zoo/contrastive", layer="best").fit(X)
     with pytest.raises(UnknownNameError, match="zoo/contrastive"):
         LayerClassifier("zoo/contrastiv").fit(X, y)
+
+
+@pytest.fixture(scope="module")
+def passengers():
+    from sktime.datasets import load_airline
+
+    return load_airline()[:60]
+
+
+def test_forecasts_are_those_of_the_head_that_studies_fit(passengers):
+    """Through the gluonts predictor, whose scores are those of a study."""
+    import tsprobe as tp
+    from tsprobe.forecasting import predictor
+
+    fitted = LayerForecaster(Waves(), layer="block.0", season=12).fit(passengers, fh=[1, 4, 6])
+    known = passengers.to_numpy(float)
+    task = tp.Forecasting("same", np.append(known, np.zeros(6)), horizon=6, season=12, stride=1)
+    entry = {"start": pd.Period("1949-01", "M"), "target": known}
+    [expected] = predictor(Waves(), task, "block.0").predict([entry])
+    found = fitted.predict_quantiles(alpha=[0.1, 0.5, 0.9])
+    for level in (0.1, 0.5, 0.9):
+        np.testing.assert_allclose(
+            found.xs(level, axis=1, level=1)[found.columns[0][0]], expected.quantile(level)[[0, 3, 5]]
+        )
+    np.testing.assert_array_equal(fitted.predict().to_numpy(), found.iloc[:, 1].to_numpy())
+    assert [str(month) for month in fitted.predict().index] == ["1954-01", "1954-04", "1954-06"]
+
+
+def test_a_panel_shares_one_head_and_each_series_keeps_its_size(passengers):
+    frames = {name: size * passengers.to_frame("y") for name, size in (("small", 1.0), ("large", 10.0))}
+    panel = pd.concat(frames, names=["name", "month"])
+    fitted = LayerForecaster(Waves(), layer="best", context=24).fit(panel, fh=[1, 2])
+    found = fitted.predict()
+    np.testing.assert_allclose(found.loc["large"], 10 * found.loc["small"], rtol=1e-4)  # features are float32
+    low, high = fitted.predict_interval(coverage=0.95).to_numpy().T
+    assert (low < found.y).all()
+    assert (found.y < high).all()
+
+
+def test_levels_of_a_normal_distribution_come_back():
+    from scipy.stats import norm
+
+    from tsprobe.forecast_metrics import LEVELS
+
+    given = np.array([3 + 2 * norm.ppf(LEVELS)])
+    wanted = [0.01, 0.1, 0.4, 0.5, 0.9, 0.995]
+    np.testing.assert_allclose(at_levels(given, wanted)[0], 3 + 2 * norm.ppf(wanted))
+    np.testing.assert_allclose(at_levels(given, [0.25])[0, 0], given[0, 1:3].mean())
+
+
+def test_too_short_to_forecast_is_one_clear_error(passengers):
+    with pytest.raises(DataError, match="no training window"):
+        LayerForecaster(Waves()).fit(passengers[:6], fh=[1, 2, 3, 4, 5, 6])

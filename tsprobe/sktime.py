@@ -1,4 +1,5 @@
-"""Frozen features of a layer as sktime estimators: a panel-to-table transformer, a classifier and a regressor on it.
+"""Frozen features of a layer as sktime estimators: a panel-to-table transformer; a classifier, a regressor and a
+forecaster on it.
 
 They take and give what sktime's do, and work in `make_pipeline`, in `GridSearchCV` and in pickles:
 
@@ -8,34 +9,30 @@ They take and give what sktime's do, and work in `make_pipeline`, in `GridSearch
     clf = LayerClassifier("fracast", layer="best").fit(X_train, y_train)     # the layer is chosen by inner folds
     clf.layer_, clf.score(X_test, y_test)
     pipe = make_pipeline(LayerTransformer("zoo/jepa", layer="block.7"), RandomForestClassifier())
+    LayerForecaster("zoo/forecasting", season=12).fit(y, fh=range(1, 13)).predict_interval()
 
-An encoder is loaded by its name at `fit`, or given as an object, which is then pickled with its weights.
+An encoder is loaded by its name at `fit`, or given as an object, which is then pickled with its weights. For
+`[N, C, S]` arrays and scikit-learn alone there is `tsprobe.sklearn`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 from sktime.classification.base import BaseClassifier
+from sktime.forecasting.base import BaseForecaster
 from sktime.regression.base import BaseRegressor
 from sktime.transformations.base import BaseTransformer
 
-from tsprobe.capture import Reading, extract
 from tsprobe.data.panel import Panel, as_panel
-from tsprobe.embed import best_layer
-from tsprobe.encoders import load_encoder
 from tsprobe.encoders.base import Encoder
-from tsprobe.errors import SpecError, UnknownNameError
-from tsprobe.tasks import Classification, Regression
-from tsprobe.tasks.base import Task
+from tsprobe.estimators import DEFAULT, Classifying, Features, Forecasts, Regressing, at_levels, labelled
 
 if TYPE_CHECKING:
     from jaxtyping import Float
 
-_DEFAULT = "zoo/contrastive"
 _TAGS = {
     "authors": ["tsprobe"],
     "maintainers": ["tsprobe"],
@@ -47,24 +44,8 @@ _TAGS = {
 }
 
 
-class _Layers:
-    """Which encoder is read, where, and how: what the three estimators share.
-
-    encoder : a name, as in `tsprobe list encoders`, or an `Encoder`
-    layer : a layer's name, "final", or "best": the one that a ridge probe reads best on inner folds of the training
-        series, which needs targets
-    pooling : how the tokens of a series become one vector
-    channels : "mean" or "concat", for encoders that take one channel at a time
-    device : "auto", "cpu", "cuda", ...
-    """
-
-    encoder: str | Encoder
-    layer: str
-    pooling: str
-    channels: Literal["mean", "concat"]
-    device: str
-    encoder_: Encoder
-    layer_: str
+class _Sktime:
+    """What sktime and its checks, and scikit-learn's searches over sktime's estimators, ask of all three."""
 
     def __sklearn_tags__(self) -> Any:
         """What scikit-learn's searches ask of an estimator; sktime's base classes do not say it."""
@@ -87,48 +68,10 @@ class _Layers:
         vars(self).update(kept)
         return self
 
-    def _reading(self) -> Reading:
-        return Reading((self.pooling,), self.channels)
-
     @classmethod
     def get_test_params(cls, parameter_set: str = "default") -> list[dict[str, Any]]:
         """Two settings that sktime's checks try."""
-        return [{"encoder": _DEFAULT, "layer": "block.1"}, {"encoder": _DEFAULT, "pooling": "max"}]
-
-    def _begin(self, X: Any, make: Callable[..., Task] | None, y: Any) -> Panel:
-        """Load the encoder and choose its layer; `make` is what the targets are for, None without any."""
-        from tsprobe.study.run import pick_device
-
-        panel = _panel(X)
-        found = self.encoder if isinstance(self.encoder, Encoder) else load_encoder(self.encoder)
-        self.encoder_ = found.to(pick_device(self.device))
-        self.layer_ = self._chosen(panel, make, y)
-        return panel
-
-    def _chosen(self, panel: Panel, make: Callable[..., Task] | None, y: Any) -> str:
-        encoder = self.encoder_
-        if self.layer == "final":
-            return encoder.final
-        if self.layer != "best":
-            if self.layer not in encoder.taps:
-                raise UnknownNameError(f"layer of {encoder.name}", self.layer, [*encoder.taps, "best", "final"])
-            return self.layer
-        if make is None:
-            raise SpecError('layer="best" is chosen by targets: call fit(X, y), or name a layer')
-        few = panel.take(range(min(len(panel), 2)))  # nothing is asked of the test part
-        return best_layer(encoder, make("fit", train=(panel, y), test=(few, y[: len(few)])), self._reading())
-
-    def _vectors(self, panel: Panel) -> Float[np.ndarray, "N D"]:
-        return extract(self.encoder_, panel, self._reading(), layers=(self.layer_,)).matrix(self.layer_, self.pooling)
-
-
-class _Headed(_Layers):
-    """With `head_`, an estimator of scikit-learn on the vectors."""
-
-    head_: Any
-
-    def _predict(self, X: Any) -> np.ndarray:
-        return self.head_.predict(self._vectors(_panel(X)))
+        return [{"encoder": DEFAULT, "layer": "block.1"}, {"encoder": DEFAULT, "pooling": "max"}]
 
 
 def _panel(X: Any) -> Panel:
@@ -136,11 +79,11 @@ def _panel(X: Any) -> Panel:
     return as_panel([np.ascontiguousarray(frame.to_numpy(np.float64).T) for frame in X])
 
 
-class LayerTransformer(_Layers, BaseTransformer):
-    """Series to frozen features of one layer: a table with a row a series. Parameters: see `_Layers`.
+class LayerTransformer(_Sktime, Features, BaseTransformer):
+    """Series to frozen features of one layer: a table with a row a series.
 
-    After `fit`, `layer_` is the layer that is read and `encoder_` the encoder. Targets that are floating point numbers
-    choose the layer as a regression, others as a classification.
+    Parameters: see `tsprobe.estimators.Features`. Targets that are floating point numbers choose the layer as a
+    regression, others as a classification.
 
     Examples
     --------
@@ -157,22 +100,8 @@ class LayerTransformer(_Layers, BaseTransformer):
         "capability:inverse_transform": False,
     }  # fmt: skip
 
-    def __init__(
-        self,
-        encoder: str | Encoder = _DEFAULT,
-        layer: str = "final",
-        pooling: str = "mean",
-        channels: Literal["mean", "concat"] = "mean",
-        device: str = "auto",
-    ) -> None:
-        self.encoder, self.layer, self.pooling, self.channels, self.device = encoder, layer, pooling, channels, device
-        super().__init__()
-
     def _fit(self, X: Any, y: Any = None) -> LayerTransformer:
-        make: Callable[..., Task] | None = None
-        if y is not None:
-            make = Regression if np.asarray(y).dtype.kind == "f" else Classification
-        self._begin(X, make, y if y is None else np.asarray(y))
+        self._choose(labelled(_panel(X), y))
         return self
 
     def _transform(self, X: Any, y: Any = None) -> pd.DataFrame:
@@ -180,10 +109,10 @@ class LayerTransformer(_Layers, BaseTransformer):
         return pd.DataFrame(found, columns=[f"{self.layer_}.{i}" for i in range(found.shape[1])])
 
 
-class LayerClassifier(_Headed, BaseClassifier):
+class LayerClassifier(_Sktime, Classifying, BaseClassifier):
     """A logistic regression on standardised frozen features of one layer, its strength chosen by inner folds.
 
-    Parameters: see `_Layers`; `folds` of the inner cross-validation. After `fit`, `layer_` is the layer that is read.
+    Parameters: see `tsprobe.estimators.Features`; `folds` of the inner cross-validation.
 
     Examples
     --------
@@ -196,42 +125,21 @@ class LayerClassifier(_Headed, BaseClassifier):
 
     _tags = _TAGS | {"object_type": "classifier", "capability:predict_proba": True}
 
-    def __init__(
-        self,
-        encoder: str | Encoder = _DEFAULT,
-        layer: str = "best",
-        pooling: str = "mean",
-        channels: Literal["mean", "concat"] = "mean",
-        folds: int = 5,
-        device: str = "auto",
-    ) -> None:
-        self.encoder, self.layer, self.pooling, self.channels = encoder, layer, pooling, channels
-        self.folds, self.device = folds, device
-        super().__init__()
-
     def _fit(self, X: Any, y: Any) -> LayerClassifier:
-        from sklearn.linear_model import LogisticRegression
-        from sklearn.model_selection import GridSearchCV
-        from sklearn.pipeline import make_pipeline
-        from sklearn.preprocessing import StandardScaler
-
-        panel = self._begin(X, Classification, y)
-        head = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
-        rarest = int(np.unique(y, return_counts=True)[1].min())
-        if rarest >= 2:
-            grid = {"logisticregression__C": np.logspace(-4, 2, 7)}
-            head = GridSearchCV(head, grid, cv=min(self.folds, rarest))
-        self.head_ = head.fit(self._vectors(panel), y)
+        self._learn(_panel(X), y)
         return self
+
+    def _predict(self, X: Any) -> np.ndarray:
+        return self.head_.predict(self._vectors(_panel(X)))
 
     def _predict_proba(self, X: Any) -> Float[np.ndarray, "N C"]:
         return self.head_.predict_proba(self._vectors(_panel(X)))
 
 
-class LayerRegressor(_Headed, BaseRegressor):
+class LayerRegressor(_Sktime, Regressing, BaseRegressor):
     """A ridge regression on standardised frozen features of one layer, its strength chosen by leaving one out.
 
-    Parameters: see `_Layers`. After `fit`, `layer_` is the layer that is read.
+    Parameters: see `tsprobe.estimators.Features`.
 
     Examples
     --------
@@ -244,23 +152,80 @@ class LayerRegressor(_Headed, BaseRegressor):
 
     _tags = _TAGS | {"object_type": "regressor"}
 
+    def _fit(self, X: Any, y: Any) -> LayerRegressor:
+        self._learn(_panel(X), y)
+        return self
+
+    def _predict(self, X: Any) -> np.ndarray:
+        return self.head_.predict(self._vectors(_panel(X)))
+
+
+class LayerForecaster(_Sktime, Forecasts, BaseForecaster):
+    """Quantile forecasts from frozen features of one layer, by the linear head that studies fit.
+
+    Windows are cut from all series that are fitted, at most 500 in all, and share one head: panels are forecast
+    globally. Levels between 0.1 and 0.9 lie between those of the head; beyond, tails are those of a normal
+    distribution. A horizon is needed at `fit`, and lies in the future.
+
+    Parameters: see `tsprobe.estimators.Features`; `season` in steps, 1 for none, scales errors as MASE does; an encoder
+    reads the last `context` steps, or all.
+
+    Examples
+    --------
+    >>> from sktime.datasets import load_airline
+    >>> from tsprobe.sktime import LayerForecaster
+    >>> LayerForecaster("zoo/forecasting", season=12).fit(load_airline(), fh=[1, 2, 3]).predict().shape
+    (3,)
+    """
+
+    _tags = _TAGS | {
+        "object_type": "forecaster", "capability:multivariate": False, "capability:exogenous": False,
+        "capability:insample": False, "capability:pred_int": True, "capability:pred_int:insample": False,
+        "y_inner_mtype": ["pd.DataFrame", "pd-multiindex", "pd_multiindex_hier"], "requires-fh-in-fit": True,
+    }  # fmt: skip
+    _tags.pop("X_inner_mtype")
+    channels = "mean"  # there is one
+
     def __init__(
         self,
-        encoder: str | Encoder = _DEFAULT,
-        layer: str = "best",
+        encoder: str | Encoder = "zoo/forecasting",
+        layer: str = "final",
         pooling: str = "mean",
-        channels: Literal["mean", "concat"] = "mean",
+        season: int = 1,
+        context: int | None = None,
         device: str = "auto",
     ) -> None:
-        self.encoder, self.layer, self.pooling, self.channels, self.device = encoder, layer, pooling, channels, device
-        super().__init__()
+        self.season, self.context = season, context
+        self.encoder, self.layer, self.pooling, self.device = encoder, layer, pooling, device
+        BaseForecaster.__init__(self)
+        self.set_config(remember_data=True)  # `update` fits again, to all that was seen
 
-    def _fit(self, X: Any, y: Any) -> LayerRegressor:
-        from sklearn.linear_model import RidgeCV
-        from sklearn.pipeline import make_pipeline
-        from sklearn.preprocessing import StandardScaler
+    @classmethod
+    def get_test_params(cls, parameter_set: str = "default") -> list[dict[str, Any]]:
+        """Two settings that sktime's checks try."""
+        return [{"encoder": DEFAULT, "context": 16}, {"encoder": DEFAULT, "layer": "block.1", "season": 2}]
 
-        panel = self._begin(X, Regression, np.asarray(y, float))
-        head = make_pipeline(StandardScaler(), RidgeCV(np.logspace(-2, 5, 15)))
-        self.head_ = head.fit(self._vectors(panel), y)
+    def _fit(self, y: Any, X: Any = None, fh: Any = None) -> LayerForecaster:
+        series = [part.to_numpy(np.float64)[:, 0] for part in _instances(y)]
+        self.forecasts_ = self._forecast(series, int(max(fh.to_relative(self.cutoff).to_numpy())))  # [N, H, Q]
         return self
+
+    def _predict(self, fh: Any, X: Any = None) -> pd.DataFrame:
+        return self._table(fh, [0.5], self._get_varnames())
+
+    def _predict_quantiles(self, fh: Any, X: Any, alpha: list[float]) -> pd.DataFrame:
+        return self._table(fh, alpha, pd.MultiIndex.from_product([self._get_varnames(), alpha]))
+
+    def _table(self, fh: Any, levels: list[float], columns: Any) -> pd.DataFrame:
+        steps = np.asarray(fh.to_relative(self.cutoff).to_numpy(), int) - 1
+        values = at_levels(self.forecasts_[:, steps], levels).reshape(-1, len(levels))
+        return pd.DataFrame(values, fh.get_expected_pred_idx(self._y, self.cutoff), columns)
+
+
+def _instances(y: pd.DataFrame) -> list[pd.DataFrame]:
+    """The series of a frame: all of it, or one for each value of the index's levels before the last, in sorted order,
+    which is that of the index of sktime's forecasts."""
+    levels: Any = list(range(y.index.nlevels - 1))
+    if not levels:
+        return [y]
+    return [part for _, part in y.groupby(level=levels if len(levels) > 1 else 0, sort=True)]
