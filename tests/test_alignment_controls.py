@@ -122,10 +122,11 @@ def test_all_layers_are_compressed_to_the_width_of_the_last_by_the_training_rows
         train, test = (f.arrays["concat"][:, slot] for f in wide)
         scaler = StandardScaler().fit(train)
         pca = PCA(39).fit(scaler.transform(train))  # of 40 rows
-        for found, x in zip(few, (train, test), strict=True):
-            assert found.arrays["compressed"].shape[1:] == (2, 128)
-            expected = pca.transform(scaler.transform(x))
-            np.testing.assert_allclose(np.abs(found.arrays["compressed"][:, slot, :39]), np.abs(expected), atol=2e-3)
+        expected = [pca.transform(scaler.transform(x)) for x in (train, test)]
+        found = [f.arrays["compressed"][:, slot].astype(np.float64) for f in few]
+        assert found[0].shape == (40, 128)
+        np.testing.assert_allclose(found[1] @ found[0].T, expected[1] @ expected[0].T, atol=0.05)  # but for a rotation
+        assert found[0].std(0).min() > 0.1 * found[0].std(0).max()  # no feature that is noise alone
 
 
 def test_a_class_token_stands_beside_the_mean_on_the_scale_of_the_training_rows(tmp_path: Path) -> None:

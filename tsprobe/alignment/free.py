@@ -108,17 +108,23 @@ def _standardised(pair: Free, train: Features, test: Features) -> Made:
 
 
 def _compressed(pair: Free, train: Features, test: Features) -> Made:
-    """Principal components of the training rows, of each pooling by itself."""
+    """Principal components of the training rows, of each pooling by itself.
+
+    They are turned by a random rotation: probes bring each feature to deviation 1, which would make the noise of the
+    last components as large as the first ones.
+    """
     width = train.arrays[pair.source.final].shape[-1]
     wide = _side_by_side(pair, train, test)
     out = [np.zeros((*part.shape[:2], width), np.float32) for part in wide]
     at = torch.from_numpy(pair.task.rows("train").at)
     for place in Slots.parse(train.poolings).places.values():
         scaled = [x[0].double() for x in _scaled(pair, *(part[None, :, place] for part in wide))]
-        _, _, components = torch.linalg.svd(scaled[0][at], full_matrices=False)
-        few = components[:width].T  # [L D, d], fewer than the width where there are fewer rows
+        _, size, components = torch.linalg.svd(scaled[0][at], full_matrices=False)
+        kept = min(width, int((size > 1e-6 * size[0]).sum()))
+        drawn = torch.randn(width, kept, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        few = components[:kept].T @ torch.linalg.qr(drawn).Q.T  # [L D, D]
         for made, x in zip(out, scaled, strict=True):
-            made[:, place, : few.shape[1]] = (x @ few).numpy().reshape(*made[:, place].shape[:2], -1)
+            made[:, place] = (x @ few).numpy().reshape(made[:, place].shape)
     return out[0], out[1]
 
 
