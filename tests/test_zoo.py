@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 import tsprobe
 from tsprobe.encoders import load_encoder
 from tsprobe.encoders.backbone import Backbone, Shape
-from tsprobe.encoders.zoo import names
+from tsprobe.encoders.zoo import aligned_names, names
 from tsprobe.encoders.zoo_model import RECIPES, ZooModel, normalise
 from tsprobe.errors import EncoderError, UnknownNameError
 from tsprobe.pretraining import PretrainSpec, pretrain
@@ -230,7 +230,7 @@ def test_unknown_name_and_folder():
 
 def test_what_is_shipped_has_a_recipe_and_is_small():
     assert set(names()) == set(RECIPES)
-    assert sum(file.stat().st_size for file in SHIPPED.rglob("*")) < 24e6
+    assert sum(file.stat().st_size for file in SHIPPED.rglob("*")) < 30e6
 
 
 @pytest.mark.parametrize("objective", names())
@@ -254,3 +254,23 @@ def test_shipped_encoder_is_what_its_papers_say(objective):
     assert len(encoder.layers) == 15
     assert encoder.facts.overlaps == ()
     check_encoder(encoder, length=100)
+
+
+@pytest.mark.parametrize("name", aligned_names())
+def test_shipped_alignments_are_loaded_by_name_and_carry_their_tables(name):
+    base, _, recipe = name.partition("-")
+    encoder, before = load_encoder(f"zoo/{name}"), load_encoder(f"zoo/{base}")
+    assert encoder.name == f"zoo/{name}"
+    assert encoder.facts.objective == f"{base} + {recipe}"
+    assert next(encoder.module.parameters()).dtype == torch.float32
+    assert encoder.final == before.final
+    assert encoder.fingerprint() != before.fingerprint()
+    with (SHIPPED / name / "lift.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {row["recipe"] for row in rows} == {recipe}
+    assert {"", "unregularised", "scalar-mix", "concat"} <= {row["control"] for row in rows}
+    check_encoder(encoder, length=100)
+
+
+def test_both_kinds_of_alignment_are_shipped():
+    assert aligned_names() == ["contrastive-dense", "contrastive-joint"]
