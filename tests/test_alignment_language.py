@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from alignable import spec
 
+from tsprobe.alignment import read_align_spec
 from tsprobe.alignment.series import HELD_OUT, Labelled
 from tsprobe.alignment.train import Tuning, tune
 from tsprobe.alignment.words import Words
 from tsprobe.encoders import load_encoder
-from tsprobe.errors import SpecError
+from tsprobe.errors import DataError, MissingPackageError, SpecError
 from tsprobe.probes.language import Texts
 from tsprobe.study.progress import silent
 from tsprobe.tasks import load_task
@@ -118,3 +121,24 @@ def test_kinds_of_question_are_named(name, message):
         load_task(name)
     only = {q.question for q in load_task("language/choice?n_train=20&n_test=8&about=pace").asked.train}
     assert only == {"how does the pace of the season change?"}
+
+
+def test_several_kinds_of_question_are_joined_by_a_plus():
+    both = load_task("language/choice?n_train=60&n_test=8&length=128&about=trend+pace")
+    alone = [load_task(f"language/choice?n_train=60&n_test=8&length=128&about={kind}") for kind in ("trend", "pace")]
+    asked = [{q.question for q in task.asked.train} for task in (both, *alone)]
+    assert asked[0] & asked[1]
+    assert asked[0] & asked[2]
+    assert asked[0] <= asked[1] | asked[2]
+
+
+@pytest.mark.parametrize("config", sorted((Path(__file__).parents[1] / "configs").glob("align_*.yaml")), ids=str)
+def test_the_tasks_of_shipped_configs_can_be_loaded(config):
+    """Names are parsed; data that a config needs and that is not here is not its mistake."""
+    spec = read_align_spec(config)
+    for name in (*spec.study.tasks, *spec.labelled, *spec.series):
+        small = re.sub(r"n_(train|test)=\d+", r"n_\1=8", name)
+        try:
+            load_task(small)
+        except (MissingPackageError, DataError):
+            continue

@@ -37,13 +37,18 @@ def read_settings(name: str, query: str, default: Settings) -> Settings:
     """
     kinds = {key: type(value) for key, value in dataclasses.asdict(default).items()}
     given = {}
-    for key, text in parse_qsl(query, keep_blank_values=True):
+    for key, text in _pairs(query):
         if key not in kinds:
             raise SpecError(f"task {name!r}: no setting {key!r}; there are {', '.join(kinds)}")
         given[key] = _number(name, key, text, kinds[key])
     if given.get("seed", 0) < 0:
         raise SpecError(f"task {name!r}: seed={given['seed']} must not be negative")
     return dataclasses.replace(default, **given)
+
+
+def _pairs(query: str) -> list[tuple[str, str]]:
+    """Keys and values; a plus joins names, where in an address it would be a space."""
+    return parse_qsl(query.replace("+", "%2B"), keep_blank_values=True)
 
 
 def written(settings: Settings, default: Settings) -> str:
@@ -63,7 +68,7 @@ def _number(name: str, key: str, text: str, kind: type) -> Any:
 def split(name: str) -> tuple[str, dict[str, str]]:
     """A name without the settings of this module, and these."""
     base, _, query = name.partition("?")
-    given = dict(parse_qsl(query, keep_blank_values=True))
+    given = dict(_pairs(query))
     ours = {"metric", "shots", *(("seed",) if "shots" in given else ())} & set(given)
     if not ours:
         return name, {}
