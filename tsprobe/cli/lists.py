@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tsprobe.cli.shared import app, cell, table
+from tsprobe.cli.shared import app, cell, print_table
 
 
 class Kind(StrEnum):
@@ -26,7 +26,7 @@ def list_(kind: Annotated[Kind, typer.Argument(help="What to list.")] = Kind.enc
     if not rows:
         print(f"no {kind.value} are registered; a package can add some through the entry points tsprobe.{kind.value}")
         return
-    table(list(rows[0]), [[cell(value) for value in row.values()] for row in rows])
+    print_table(list(rows[0]), [[cell(value) for value in row.values()] for row in rows])
 
 
 @app.command()
@@ -35,7 +35,7 @@ def doctor() -> None:
     from tsprobe.doctor import examine
 
     checks = list(examine())
-    table(["what", "state", "detail"], [[c.what, c.state, c.detail] for c in checks])
+    print_table(["what", "state", "detail"], [[c.what, c.state, c.detail] for c in checks])
     if any(c.state in ("missing", "broken") for c in checks):
         raise typer.Exit(1)
 

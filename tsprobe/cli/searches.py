@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tsprobe.cli.shared import Device, Out, Resume, app, cell, overrides, say, table
+from tsprobe.cli.shared import Device, Out, Resume, app, cell, overrides, print_table, say
 from tsprobe.errors import TsprobeError
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def sweep(
     header = ["trial", *best["params"], "inner", "test", "interval"]
     interval = f"[{test['low']:.3f}, {test['high']:.3f}]"
     row = [best["trial"], *best["params"].values(), f"{best['inner_score']:.3f}", f"{test['score']:.3f}", interval]
-    table(header, [[cell(value) for value in row]])
+    print_table(header, [[cell(value) for value in row]])
     print(f"trials:  {', '.join(f'{n} {state}' for state, n in found.trials['state'].value_counts().items())}")
     if "compared" in best:
         grid = best["compared"]
@@ -95,7 +95,7 @@ def align(
         return
     rows = outcome.lift.fillna("").to_dict("records")
     columns = ["control", "family", "task", "metric", "final_before", "hidden_before", "cut", "final_after", "lift"]
-    table(columns, [[f"{r[c]:.3f}" if isinstance(r[c], float) else str(r[c]) for c in columns] for r in rows])
+    print_table(columns, [[f"{r[c]:.3f}" if isinstance(r[c], float) else str(r[c]) for c in columns] for r in rows])
     print(f"teacher: {', '.join(outcome.teachers)}")
     print(f"encoder: aligned:{folder / 'encoder'}")
 
@@ -124,7 +124,7 @@ def pretrain(
     folder = out or Path("runs") / config.stem
     with bars() as stage:
         about = fit(fitting, folder, stage=stage, fresh=not resume)
-    table(
+    print_table(
         ["step", "held-out loss", "trivial", "effective rank"],
         [[str(x["step"]), f"{x['own']:.4f}", f"{x['trivial']:.4f}", str(x["rank_means"])] for x in about["held_out"]],
     )

@@ -49,10 +49,10 @@ def show_verdicts(study: Study) -> None:
             interval += f" [{v['gap_low']:+.3f}, {v['gap_high']:+.3f}]"
         readable = [v["encoder"], v["task"], v["metric"], f"{v['final_score']:.3f}", f"{v['chosen_score']:.3f}"]
         rows.append([*readable, v["chosen_layer"], interval, f"{v['p_adjusted']:.3f}", v["verdict"]])
-    table(["encoder", "task", "metric", "final", "chosen", "layer", "gap", "p (Holm)", "verdict"], rows)
+    print_table(["encoder", "task", "metric", "final", "chosen", "layer", "gap", "p (Holm)", "verdict"], rows)
 
 
-def table(header: list[str], rows: list[list[str]]) -> None:
+def print_table(header: list[str], rows: list[list[str]]) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text

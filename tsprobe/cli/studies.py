@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tsprobe.cli.shared import Device, Missing, Nan, Out, app, cell, overrides, say, show_verdicts, table
+from tsprobe.cli.shared import Device, Missing, Nan, Out, app, cell, overrides, print_table, say, show_verdicts
 from tsprobe.errors import TsprobeError
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def report(
 
     if len(folders) > 1 or (folders[0] / FILE).exists():
         table = tradeoff(folders)
-        table(*as_text(table))
+        print_table(*as_text(table))
         print(f"report:  {write_tradeoff(out or folders[0].resolve().parent / 'tradeoff.html', table)}")
         return
     folder = folders[0]
@@ -136,7 +136,9 @@ def anchors(
             {"encoder": a.encoder, "data": a.data, "metric": a.metric, "best": a.best, "block": f"{a.layer}/{a.layers}",
              "last": a.last, "tolerance": a.tolerance, "source": a.source} for a in list_anchors()
         ]  # fmt: skip
-        table(list(listed[0]), [[cell(v) for v in row.values()] for row in listed]) if listed else print("no anchors")
+        print_table(list(listed[0]), [[cell(v) for v in row.values()] for row in listed]) if listed else print(
+            "no anchors"
+        )
         return
     if not data:
         raise SpecError("name the data to measure on: --data davis=FOLDER")
@@ -146,13 +148,15 @@ def anchors(
         if not is_:
             raise SpecError(f"--data {given}: write NAME=FOLDER, such as davis=FOLDER")
         scores, compared = compare(loaded, name, folder)
-        table(["block", name], [[layer, f"{score:.1f}"] for layer, score in scores.items()])
+        print_table(["block", name], [[layer, f"{score:.1f}"] for layer, score in scores.items()])
         if compared is None:
             print(f"no published result of {loaded.name} on {name} is in the table")
         else:
             rows.append(compared.row())
     if rows:
-        table(list(rows[0]), [[f"{v:.1f}" if isinstance(v, float) else cell(v) for v in r.values()] for r in rows])
+        print_table(
+            list(rows[0]), [[f"{v:.1f}" if isinstance(v, float) else cell(v) for v in r.values()] for r in rows]
+        )
     if out is not None:
         write_table(out, rows, tuple(rows[0]) if rows else ("encoder",))
     if not all(row["agrees"] for row in rows):
@@ -184,7 +188,7 @@ def atlas(
     spec, folder = read_atlas_spec(config, tuple(set_ or ())), out or Path("runs") / config.stem
     with bars() as stage:
         made = run_atlas(spec, folder, only=tuple(only or ()), document=document, config=str(config), stage=stage)
-    table(["part", "kind", "state"], [[part.name, part.kind, part.state] for part in made.parts])
+    print_table(["part", "kind", "state"], [[part.name, part.kind, part.state] for part in made.parts])
     for part in made.parts:
         if part.state == "failed":
             say(f"failed: {part.name}: {part.why}")
