@@ -92,5 +92,6 @@ def make_tables(spec: AtlasSpec, folder: Path, parts: tuple[Part, ...]) -> dict[
         "regrets": lost,
         "league": league(lost, correlated, spec),
         "carried_over": carried_over(correlated, lost, spec),
-        "tradeoff": costs.tradeoff_table(spec, folder, tuple(n for n in spec.alignments if n in finished)),
+        # to a millionth: float32 features leave noise where a control changes nothing
+        "tradeoff": costs.tradeoff_table(spec, folder, tuple(n for n in spec.alignments if n in finished)).round(6),
     }
