@@ -22,7 +22,7 @@ from tsprobe.capture import Block, Features, Reading, extract
 from tsprobe.capture import store as room
 from tsprobe.capture.store import DamagedError, FeatureStore, StoredArrays
 from tsprobe.data.panel import Panel, as_panel
-from tsprobe.errors import StorageError
+from tsprobe.errors import DamagedWarning, StorageError
 from tsprobe.study import pair
 from tsprobe.types import Inputs
 
@@ -309,7 +309,8 @@ def test_a_study_makes_damaged_features_again(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(pair, "extract", lambda *a, **k: read.append(k["store"]) or original(*a, **k))
     victim = sorted((tmp_path / "study" / "features").rglob("width*/c/0/0/0/0"))[0]
     damage(victim, "changed")
-    tp.probe(planted_encoder(2), planted_task(), **settings)
+    with pytest.warns(DamagedWarning, match=r"\.zarr is damaged"):
+        tp.probe(planted_encoder(2), planted_task(), **settings)
     assert (tmp_path / "study" / "scores.csv").read_bytes() == before
     assert [path in victim.parents for path in read] == [True]  # and the other store serves
 

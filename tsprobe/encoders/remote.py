@@ -96,7 +96,9 @@ class Worker:
                 while "end" not in self._receive()[0]:
                     pass
             raise
-        except BaseException:  # in the middle of a message, after which the pipe makes no sense
+        except Exception:
+            raise
+        except BaseException:  # told to stop, in the middle of a message, after which the pipe makes no sense
             self._death = f"the worker of {self.name} was stopped"
             self.close()
             raise
