@@ -17,7 +17,7 @@ test: $(VENV)/.dev lint  ## the whole check: style, types, import directions, te
 	$(BIN)/python -m pytest
 
 bench: $(VENV)/.dev  ## all benchmarks for the CPU, one after the other; rewrites benchmarks/results
-	for name in pooling extraction probes ridge_statistics study_cpu; do $(BIN)/python benchmarks/$$name.py || exit 1; done
+	for name in pooling extraction probes ridge_statistics study_cpu sweep; do $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
