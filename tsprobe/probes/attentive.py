@@ -35,16 +35,15 @@ from torch.nn.utils.rnn import pad_sequence
 
 from tsprobe.errors import DataError, SpecError
 from tsprobe.metrics import Metric
-from tsprobe.probes import attention, base
+from tsprobe.probes import attention, base, heads
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
 
-STEPS = (10, 25, 50, 100, 200)  # at which training may stop
+STEPS = heads.STEPS  # at which training may stop
 _KINDS = ("classification", "multilabel", "regression", "detection")
 _BATCH, _BATCH_STEPS = 64, 256  # whole series of a minibatch, or steps of some series
 _LONGEST = 128  # rows of a series that look at each other
-_WARM = 10  # steps until the rates are reached; they fall to a tenth at the end
 # Rates of Adam. Those of maps from D features are divided by the root of D: the sum over features moves alike.
 _RATE_OF_MAPS = 0.04
 _RATES = {"place": 0.1, "place_value": 0.02, "query": 0.02, "last": 5e-3, "bias": 5e-3}
@@ -71,9 +70,7 @@ def fit_predict(
     """
     if target.kind not in _KINDS:
         raise SpecError(f"the attentive probe reads {', '.join(_KINDS)} targets, not {target.kind}")
-    grid = base.check_strengths(strengths, STEPS)
-    if any(s != int(s) for s in grid):
-        raise SpecError(f"strengths {grid} of the attentive probe are steps of training: give whole numbers")
+    grid = heads.stops_of(strengths, "attentive")
     problem = base.check(x, target, x_test, folds, metric)
     if x.shape[2] % target.tokens:
         raise DataError(f"features of width {x.shape[2]} are not {target.tokens} tokens side by side")
@@ -85,17 +82,13 @@ def fit_predict(
         z, z_test = prepared(x, x_test, target.tokens)
         first, second = (torch.Generator().manual_seed(2 * seed + i) for i in range(2))
         trainer = Trainer(z, parts[0], goal, first)
-        held_out, test = (
-            torch.zeros(len(x), len(grid), rows, target.width, dtype=torch.float64, device=x.device)
-            for rows in (x.shape[1], x_test.shape[1])
+        return heads.solved(
+            problem,
+            grid,
+            trainer.train(grid, second),
+            lambda rows, fit: trainer.predict(z, parts[0].among(rows), fit),
+            lambda fit: trainer.predict(z_test, parts[1], fit),
         )
-        for step in trainer.train(grid, second):
-            at = [a for a, stop in enumerate(grid) if stop == step]
-            for fold in range(problem.n_folds):
-                rows = problem.folds == fold
-                held_out[:, at] += trainer.predict(z, parts[0].among(rows), fold)[:, None] * rows[:, None]
-            test[:, at] = trainer.predict(z_test, parts[1], problem.n_folds)[:, None]
-        return base.Solved(held_out, test)
 
     (_, n, d), m, k, fits = x.shape, x_test.shape[1], target.width, problem.n_folds + 1
     columns = fits * attention.PARTS * (2 * attention.KEY + min(k, attention.VALUE) + 1)
@@ -125,15 +118,9 @@ class Part:
     @classmethod
     def both(cls, target: base.Target, n: int, m: int, device: torch.device) -> tuple[Part, Part]:
         """Of n training and m test rows. Raises DataError where steps are missing or do not fit the rows."""
-        steps = target.steps
+        steps = heads.steps_of(target, n, m, "attentive")
         if steps is None:
-            if target.series is not None:
-                raise DataError("the attentive probe needs to know the steps that the rows of a dense task are")
             return cls(torch.arange(n, device=device)[:, None]), cls(torch.arange(m, device=device)[:, None])
-        for name, numbers in (("series", steps.series), ("times", steps.time)):
-            if [tuple(part.shape) for part in numbers] != [(n,), (m,)]:
-                sizes = " and ".join(str(list(part.shape)) for part in numbers)
-                raise DataError(f"{name} of steps of shapes {sizes} for {n} training and {m} test rows")
         indices = [_by_series(*(pair[i].cpu() for pair in (steps.series, steps.time))) for i in range(2)]
         unit = _distance(indices[0], steps.time[0].cpu())
         return cls._dense(indices[0], steps, 0, unit, device), cls._dense(indices[1], steps, 1, unit, device)
@@ -149,8 +136,7 @@ class Part:
 
     def among(self, rows: Bool[Tensor, " N"]) -> Part:
         """The series that have some of these rows."""
-        some = (rows[self.index] & (self.index >= 0)).any(1)
-        return self.take(some.nonzero()[:, 0])
+        return self.take(heads.having(self.index, rows))
 
     def take(self, series: Int[Tensor, " s"]) -> Part:
         return Part(self.index[series], *(None if a is None else a[series] for a in (self.offset, self.seen)))
@@ -239,38 +225,22 @@ class Trainer:
 
     def train(self, stops: Sequence[float], generator: torch.Generator) -> Iterator[int]:
         """Learn, and give the number of steps taken at each of `stops`."""
-        last, (series, rows), d = int(max(stops)), self._part.index.shape, self._z.shape[-1]
+        (series, rows), d = self._part.index.shape, self._z.shape[-1]
         rates = {name: _RATES.get(name, _RATE_OF_MAPS * d**-0.5) for name in self._head.weights}
-        optimiser = torch.optim.Adam(
-            [{"params": [w], "lr": rates[name]} for name, w in self._head.weights.items()],
-            betas=(0.9, 0.98),
-            fused=True,
-        )
-        slower = torch.optim.lr_scheduler.LambdaLR(
-            optimiser, lambda s: min(1.0, (s + 1) / _WARM) * (1 - 0.9 * s / last)
-        )
+        weights = [{"params": [w], "lr": rates[name]} for name, w in self._head.weights.items()]
         size = min(series, _BATCH if self._part.offset is None else max(1, _BATCH_STEPS // rows))
-        for step, at in zip(range(1, last + 1), base.minibatches(series, size, generator), strict=False):
-            part = self._part.take(at.to(self._z.device))
-            loss = self._goal.loss(self._read(self._z, part), part.index.flatten())
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-            slower.step()
-            if step in stops:
-                yield step
 
-    @torch.no_grad()
+        def loss(at: Tensor) -> Tensor:
+            part = self._part.take(at.to(self._z.device))
+            return self._goal.loss(self._read(self._z, part), part.index.flatten())
+
+        yield from heads.trained(weights, loss, base.minibatches(series, size, generator), stops)
+
     def predict(self, z: Float[Tensor, "G m P D"], part: Part, fit: int) -> Float[Tensor, "G m K"]:
         """What one fit predicts for the rows of a part; 0 for others."""
-        found = torch.zeros(*z.shape[:2], self._goal.y.shape[1], dtype=torch.float64, device=z.device)
-        series = torch.arange(len(part.index), device=z.device)
-        for some in series.split(max(1, _ROWS_AT_ONCE // part.index.shape[1])):
-            here = part.take(some)
-            rows = here.index.flatten()
-            out = self._read(z, here, slice(fit, fit + 1))[:, 0]
-            found[:, rows[rows >= 0]] = self._goal.prediction(out[:, rows >= 0], fit)
-        return found
+        return heads.predicted(
+            z, part, self._goal, fit, lambda here: self._read(z, here, slice(fit, fit + 1)), _ROWS_AT_ONCE
+        )
 
     def _read(self, z: Float[Tensor, "G m P D"], part: Part, fits: slice = slice(None)) -> Float[Tensor, "G f n K"]:
         """Outputs for the rows of a part, in the order of its index."""

@@ -27,19 +27,18 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn import functional as F
 
-from tsprobe.errors import DataError, SpecError
+from tsprobe.errors import SpecError
 from tsprobe.metrics import Metric
-from tsprobe.probes import attentive, base, maps
+from tsprobe.probes import attentive, base, heads, maps
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
     from torch import Tensor
 
-STEPS = (10, 25, 50, 100, 200)  # at which training may stop
 CHANNELS = 16
 _BESIDE = 3  # channels beside the features: two of the place in the cell, one of whether there is a pixel
 _PIXELS, _LEAST = 512, 8  # of a minibatch, and pictures of it
-_WARM, _RATE = 10, 0.01  # steps until the rate of Adam is reached; it falls to a tenth at the end
+_RATE = 0.01  # of Adam
 _PIXELS_AT_ONCE = 4096
 
 
@@ -62,9 +61,7 @@ def fit_predict(
     """
     if target.kind != "regression":
         raise SpecError(f"the dpt probe reads values, regression targets, not {target.kind}")
-    grid = base.check_strengths(strengths, STEPS)
-    if any(s != int(s) for s in grid):
-        raise SpecError(f"strengths {grid} of the dpt probe are steps of training: give whole numbers")
+    grid = heads.stops_of(strengths, "dpt")
     problem = base.check(x, target, x_test, folds, metric)
     parts = _maps(target, x.shape[1], x_test.shape[1], x.device)
     goal = attentive.Goal.of(problem)
@@ -73,18 +70,12 @@ def fit_predict(
     def solve(x: Tensor, x_test: Tensor) -> base.Solved:
         z, z_test = (part[:, :, 0] for part in attentive.prepared(x, x_test, 1))
         first, second = (torch.Generator().manual_seed(2 * seed + i) for i in range(2))
-        heads = Heads(z, goal, first)
-        held_out, test = (
-            torch.zeros(len(x), len(grid), rows, target.width, dtype=torch.float64, device=x.device)
-            for rows in (x.shape[1], x_test.shape[1])
-        )
-        for step in heads.train(z, parts[0], grid, second):
-            at = [a for a, stop in enumerate(grid) if stop == step]
-            for fold in range(problem.n_folds):
-                rows = problem.folds == fold
-                held_out[:, at] += (heads.predict(z, parts[0], fold) * rows[:, None])[:, None]
-            test[:, at] = heads.predict(z_test, parts[1], problem.n_folds)[:, None]
-        return base.Solved(held_out, test)
+        every = Heads(z, goal, first)
+        return heads.solved(
+            problem, grid, every.train(z, parts[0], grid, second),
+            lambda rows, fit: every.predict(z, parts[0].among(rows), fit),
+            lambda fit: every.predict(z_test, parts[1], fit),
+        )  # fmt: skip
 
     (_, n, d), m, k, fits = x.shape, x_test.shape[1], target.width, problem.n_folds + 1
     read = max(_PIXELS, _LEAST * parts[0].index.shape[1])
@@ -96,15 +87,9 @@ def fit_predict(
 
 
 def _maps(target: base.Target, n: int, m: int, device: torch.device) -> tuple[maps.Maps, maps.Maps]:
-    steps = target.steps
+    steps = heads.steps_of(target, n, m, "dpt")
     if steps is None:
-        if target.series is not None:
-            raise DataError("the dpt probe needs to know the steps that the rows of a dense task are")
         return maps.single(n, device), maps.single(m, device)
-    for name, numbers in (("series", steps.series), ("times", steps.time)):
-        if [tuple(part.shape) for part in numbers] != [(n,), (m,)]:
-            sizes = " and ".join(str(list(part.shape)) for part in numbers)
-            raise DataError(f"{name} of steps of shapes {sizes} for {n} training and {m} test rows")
     return maps.both(steps, device)
 
 
@@ -128,33 +113,21 @@ class Heads:
         self, z: Float[Tensor, "G N R"], part: maps.Maps, stops: Sequence[float], generator: torch.Generator
     ) -> Iterator[int]:
         """Learn, and give the number of steps taken at each of `stops`."""
-        last, (pictures, cells) = int(max(stops)), part.index.shape
-        optimiser = torch.optim.Adam(list(self.weights.values()), _RATE, betas=(0.9, 0.98), fused=True)
-        slower = torch.optim.lr_scheduler.LambdaLR(
-            optimiser, lambda s: min(1.0, (s + 1) / _WARM) * (1 - 0.9 * s / last)
-        )
+        pictures, cells = part.index.shape
         size = min(pictures, max(_LEAST, _PIXELS // cells))
-        for step, at in zip(range(1, last + 1), base.minibatches(pictures, size, generator), strict=False):
-            some = part.take(at.to(z.device))
-            loss = self._goal.loss(self._read(z, some, slice(None)), some.index.flatten())
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-            slower.step()
-            if step in stops:
-                yield step
+        weights = [{"params": list(self.weights.values()), "lr": _RATE}]
 
-    @torch.no_grad()
+        def loss(at: Tensor) -> Tensor:
+            some = part.take(at.to(z.device))
+            return self._goal.loss(self._read(z, some, slice(None)), some.index.flatten())
+
+        yield from heads.trained(weights, loss, base.minibatches(pictures, size, generator), stops)
+
     def predict(self, z: Float[Tensor, "G m R"], part: maps.Maps, fit: int) -> Float[Tensor, "G m K"]:
-        """What one fit predicts for the rows of a split."""
-        found = torch.zeros(*z.shape[:2], self._goal.y.shape[1], dtype=torch.float64, device=z.device)
-        pictures = torch.arange(len(part.index), device=z.device)
-        for some in pictures.split(max(1, _PIXELS_AT_ONCE // part.index.shape[1])):
-            here = part.take(some)
-            rows = here.index.flatten()
-            out = self._read(z, here, slice(fit, fit + 1))[:, 0]
-            found[:, rows[rows >= 0]] = self._goal.prediction(out[:, rows >= 0], fit)
-        return found
+        """What one fit predicts for the rows of a part; 0 for others."""
+        return heads.predicted(
+            z, part, self._goal, fit, lambda here: self._read(z, here, slice(fit, fit + 1)), _PIXELS_AT_ONCE
+        )
 
     def _read(self, z: Float[Tensor, "G m R"], part: maps.Maps, fits: slice) -> Float[Tensor, "G f n K"]:
         """Outputs for all cells of pictures, in the order of their index; those without a row mean nothing."""

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from tsprobe.errors import DataError
+from tsprobe.probes import heads
 
 if TYPE_CHECKING:
-    from jaxtyping import Float, Int
+    from jaxtyping import Bool, Float, Int
     from torch import Tensor
 
     from tsprobe.probes.base import Steps
@@ -33,6 +34,10 @@ class Maps:
     grid: int
     index: Int[Tensor, "S P"]
     offset: Float[Tensor, "S P 2"]
+
+    def among(self, rows: Bool[Tensor, " N"]) -> Maps:
+        """The pictures that have some of these rows."""
+        return self.take(heads.having(self.index, rows))
 
     def take(self, pictures: Int[Tensor, " s"]) -> Maps:
         return Maps(self.grid, self.index[pictures], self.offset[pictures])
