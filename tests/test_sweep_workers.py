@@ -2,52 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import pwd
-import shutil
-import signal
-import subprocess
-import tempfile
-import time
-from collections.abc import Iterator
-from importlib.util import find_spec
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from test_sweep import sweep
 
 from tsprobe.tracking import default_uri, log_sweep
-
-
-@pytest.fixture
-def postgres() -> Iterator[str]:
-    """The address of a server that is there for one test, on a socket in a folder of its own."""
-    found = [
-        shutil.which(name) or shutil.which(name, path="/usr/lib/postgresql/15/bin") for name in ("initdb", "postgres")
-    ]
-    if not all(found) or find_spec("psycopg2") is None:
-        pytest.skip("no PostgreSQL server or no psycopg2 here: install postgresql and psycopg2-binary to run this")
-    user = "nobody" if os.geteuid() == 0 else None  # a server refuses to be run by root
-    name = user or pwd.getpwuid(os.geteuid()).pw_name
-    home = Path(tempfile.mkdtemp(prefix="tsprobe-pg-", dir="/tmp"))
-    try:
-        if user:
-            shutil.chown(home, user)
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "user": user, "cwd": home}
-        subprocess.run([found[0], "-D", home / "data", "-A", "trust", "--no-sync", "-U", name], check=True, **quiet)
-        server = subprocess.Popen([found[1], "-D", home / "data", "-k", home, "-c", "listen_addresses=", "-F"], **quiet)
-        try:
-            until = time.monotonic() + 60
-            while not (home / ".s.PGSQL.5432").exists():
-                assert server.poll() is None
-                assert time.monotonic() < until
-                time.sleep(0.1)
-            yield f"postgresql://{name}@/postgres?host={home}"
-        finally:
-            server.send_signal(signal.SIGINT)  # at once, not when the last client has gone
-            server.wait()
-    finally:
-        shutil.rmtree(home)
 
 
 @pytest.mark.integration
@@ -69,7 +30,8 @@ def test_workers_share_sqlite_in_the_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.integration
-def test_workers_share_postgresql(tmp_path: Path, postgres: str) -> None:
+def test_workers_share_postgresql(tmp_path: Path, postgresql: Callable[[str], str]) -> None:
+    postgres = postgresql("sweep").replace("+psycopg2", "")  # as one who does not know of drivers gives it
     found = sweep(tmp_path, workers=3, trials=16, storage=postgres)
     assert sorted(found.trials.number) == list(range(16))
     assert found.best["inner_score"] > 0.8

@@ -29,7 +29,7 @@ from tsprobe.encoders.base import Encoder, Tap
 from tsprobe.encoders.registry import load_named
 from tsprobe.encoders.wrap import Wrapped
 from tsprobe.errors import EncoderError, SpecError
-from tsprobe.files import replace_file, replace_text
+from tsprobe.files import read_arrays, replace_file, replace_text
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -95,8 +95,7 @@ class Head:
 
     @classmethod
     def load(cls, file: Path) -> Head:
-        with np.load(file, allow_pickle=False) as arrays:
-            return cls(**dict(arrays))
+        return cls(**read_arrays(file))
 
 
 class Served:

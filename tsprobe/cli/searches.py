@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from tsprobe.cli.shared import Device, Out, Resume, app, cell, overrides, print_table, say
-from tsprobe.errors import TsprobeError
-
-if TYPE_CHECKING:
-    from tsprobe.sweep import Sweep, SweepSpec
+from tsprobe.cli.shared import Device, Out, Resume, app, cell, overrides, print_table, say, tracked
 
 
 @app.command()
@@ -31,13 +27,17 @@ def sweep(
     """
     from tsprobe.study.progress import bars
     from tsprobe.sweep import read_sweep_spec, run_sweep
+    from tsprobe.tracking import log_sweep
 
     spec = read_sweep_spec(config, overrides(set_, device))
     folder = out or Path("runs") / config.stem
     with bars() as stage:
         found = run_sweep(spec, folder, stage=stage, fresh=not resume)
         with stage("MLflow", 1):
-            logged, logging_failed = _track_sweep(found, spec)
+            logged, logging_failed = tracked(
+                "sweep", found.folder, spec.tracking,
+                lambda uri: log_sweep(found, spec.dump(), uri, spec.tracking.experiment),
+            )  # fmt: skip
     best = found.best
     test = best["test"]
     header = ["trial", *best["params"], "inner", "test", "interval"]
@@ -131,17 +131,3 @@ def pretrain(
     sizes = ", ".join(f"{about[what]} {what}" for what in ("series", "images", "tokens") if what in about)
     print(f"{sizes}, {about['hours']} h on {about['device']}")
     print(f"encoder: {fitting.loads_as}:{folder}")
-
-
-def _track_sweep(found: Sweep, spec: SweepSpec) -> tuple[str, bool]:
-    """A line on where the sweep is logged, and whether that failed."""
-    if not spec.tracking.enabled:
-        return "MLflow:  off", False
-    from tsprobe.tracking import default_uri, log_sweep
-
-    uri = spec.tracking.uri or default_uri(found.folder)
-    try:
-        log_sweep(found, spec.dump(), uri, spec.tracking.experiment)
-    except TsprobeError as error:
-        return f"MLflow:  {error}; the sweep itself is safe, run it again to log it", True
-    return f"MLflow:  mlflow ui --backend-store-uri {uri}", False

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tsprobe.errors import TsprobeError
+
 if TYPE_CHECKING:
     from tsprobe.study import Study
+    from tsprobe.study.spec import Tracking
 
 app = typer.Typer(
     name="tsprobe",
@@ -73,3 +77,17 @@ def cell(value: Any) -> str:
 
 def say(line: str) -> None:
     print(line, file=sys.stderr)
+
+
+def tracked(what: str, folder: Path, where: Tracking, log: Callable[[str], Any]) -> tuple[str, bool]:
+    """A line on where a study or sweep is logged, and whether that failed; `log` is given the store's address."""
+    if not where.enabled:
+        return "MLflow:  off", False
+    from tsprobe.tracking import default_uri
+
+    uri = where.uri or default_uri(folder)
+    try:
+        log(uri)
+    except TsprobeError as error:
+        return f"MLflow:  {error}; the {what} itself is safe, run it again to log it", True
+    return f"MLflow:  mlflow ui --backend-store-uri {uri}", False

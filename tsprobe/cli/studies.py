@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from tsprobe.cli.shared import Device, Missing, Nan, Out, app, cell, overrides, print_table, say, show_verdicts
-from tsprobe.errors import TsprobeError
-
-if TYPE_CHECKING:
-    from tsprobe.study import Study, StudySpec
+from tsprobe.cli.shared import Device, Missing, Nan, Out, app, cell, overrides, print_table, say, show_verdicts, tracked
 
 
 @app.command()
@@ -32,6 +28,7 @@ def run(
     """
     from tsprobe.study import read_spec, run_study
     from tsprobe.study.progress import bars
+    from tsprobe.tracking import log_study
 
     spec = read_spec(config, (*overrides(set_, device), *([f"missing={nan.value}"] if nan else ())))
     folder = out or Path("runs") / config.stem
@@ -40,7 +37,9 @@ def run(
         with stage("report", 1):
             page = study.report(folder / "report.html")
         with stage("MLflow", 1):
-            logged, logging_failed = _track(study, spec)
+            logged, logging_failed = tracked(
+                "study", study.folder, spec.tracking, lambda uri: log_study(study, uri, spec.tracking.experiment)
+            )
     show_verdicts(study)
     left_out = study.provenance["left_out"]
     for pair in left_out:
@@ -197,17 +196,3 @@ def atlas(
     print(f"document: {made.document or 'as soon as a study is finished'}")
     if made.failed:
         raise typer.Exit(1)
-
-
-def _track(study: Study, spec: StudySpec) -> tuple[str, bool]:
-    """A line on where the study is logged, and whether that failed."""
-    if not spec.tracking.enabled:
-        return "MLflow:  off", False
-    from tsprobe.tracking import default_uri, log_study
-
-    try:
-        log_study(study, spec.tracking.uri, spec.tracking.experiment)
-    except TsprobeError as error:
-        return f"MLflow:  {error}; the study itself is safe, run it again to log it", True
-    uri = spec.tracking.uri or default_uri(study.folder)
-    return f"MLflow:  mlflow ui --backend-store-uri {uri}", False

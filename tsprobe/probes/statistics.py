@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from tsprobe.errors import DataError, StorageError
-from tsprobe.files import replace_file
+from tsprobe.files import read_arrays, replace_file
 from tsprobe.metrics import Metric
 from tsprobe.probes import base
 from tsprobe.probes.gram import Fits, Sums, coded, never_choose
@@ -174,15 +174,15 @@ class RidgeStatistics:
     def load(cls, path: Path, device: torch.device | str = "cpu") -> RidgeStatistics:
         """Read a saved file. Raises `StorageError` for one that is damaged."""
         try:
-            with path.open("rb") as handle, np.load(handle, allow_pickle=False) as data:
-                meta = json.loads(str(data["meta"]))
-                target = base.Target(meta["kind"], torch.from_numpy(data["y"]), meta["n_classes"])
-                groups, _, width = data["spread.mean"].shape
-                folds = torch.from_numpy(data["folds"])
-                found = cls.of(target, folds, groups=groups, width=width, device=device)
-                found.seen |= data["seen"]
-                for name, tensor in found.tensors().items():
-                    tensor.copy_(torch.from_numpy(data[name]))
+            data = read_arrays(path)
+            meta = json.loads(str(data["meta"]))
+            target = base.Target(meta["kind"], torch.from_numpy(data["y"]), meta["n_classes"])
+            groups, _, width = data["spread.mean"].shape
+            folds = torch.from_numpy(data["folds"])
+            found = cls.of(target, folds, groups=groups, width=width, device=device)
+            found.seen |= data["seen"]
+            for name, tensor in found.tensors().items():
+                tensor.copy_(torch.from_numpy(data[name]))
         except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
             raise StorageError(f"{path} is damaged ({error}); remove it and run again") from error
         return found

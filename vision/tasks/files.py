@@ -44,6 +44,13 @@ def within(left: float, top: float, right: float, bottom: float, width: int, hei
     return left >= -1 and top >= -1 and right <= width + 1 and bottom <= height + 1
 
 
+def a_third(items: Sequence[Item], seed: Any) -> tuple[list[Item], list[Item]]:
+    """Where nobody says what is for training: a third, drawn at random, is for the test. Both keep their order."""
+    drawn = set(np.random.default_rng(seed).permutation(len(items))[: len(items) // 3].tolist())
+    train, test = ([item for i, item in enumerate(items) if (i in drawn) is is_test] for is_test in (False, True))
+    return train, test
+
+
 def folder(name: str, path: str) -> Path:
     """The folder of a task. Raises `DataError` where there is none."""
     found = Path(path).expanduser()

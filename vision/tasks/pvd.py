@@ -112,11 +112,10 @@ def _splits(name: str, path: str, seed: int) -> tuple[list[Clip], list[Clip]]:
         return parts[0], parts[1]
     shards = sorted(root.glob("*.tar")) if root.is_dir() else [root] if root.is_file() else []
     every = _all(name, shards, root)
-    drawn = set(np.random.default_rng((seed, 2)).permutation(len(every))[: len(every) // 3].tolist())
-    split = [[clip for i, clip in enumerate(every) if (i in drawn) is is_test] for is_test in (False, True)]
+    split = files.a_third(every, (seed, 2))
     if not split[1]:
         raise DataError(f"task {name!r}: {len(every)} clips in {root}; give at least three, or folders train and test")
-    return split[0], split[1]
+    return split
 
 
 def _all(name: str, shards: Sequence[Path], where: Path) -> list[Clip]:

@@ -192,9 +192,7 @@ def _pairs(name: str, root: Path, seed: int) -> tuple[list[tuple[Path, Path]], l
             f"task {name!r}: {lists} has {' and '.join(f.name for f in listed if f)} alone; list both splits"
         )
     else:
-        every = sorted(found)
-        drawn = set(np.random.default_rng(seed).permutation(len(every))[: len(every) // 3].tolist())
-        names = [[each for i, each in enumerate(every) if (i in drawn) is is_test] for is_test in (False, True)]
+        names = list(files.a_third(sorted(found), seed))
     for split, part in zip(("training", "test"), names, strict=True):
         if not part:
             raise DataError(f"task {name!r}: no {split} picture; give at least three, or lists in {lists}")
