@@ -209,3 +209,8 @@ def test_a_tracking_server_with_postgresql(data, postgresql, tmp_path):
         with default_store(address):
             assert mlflow.pyfunc.load_model("models:/waves@best").predict(data[0]).shape == (30, 32)
     assert not list(tmp_path.glob("*.db"))
+
+
+def test_an_argument_that_there_is_not_is_refused():
+    with pytest.raises(TypeError, match="'alais'"):
+        log_encoder("zoo/jepa", name="zoo", example=np.zeros((2, 1, 64)), alais="best")

@@ -16,10 +16,9 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict, Unpack
 
 import numpy as np
 
@@ -37,15 +36,21 @@ __all__ = ["TrackingError", "log_encoder", "log_estimator"]
 _SHOWN = 2  # series in the input example
 
 
-@dataclass(frozen=True)
-class _Place:
-    """Where a model goes, and under which names."""
+class Where(TypedDict, total=False):
+    """Where a model goes, and what else it needs; all of it may be left out.
 
-    name: str
-    uri: str
+    `uri` is the store's address, MLflow's own by default, and `experiment` one of it. With `register` the model becomes
+    a version of that registered model, with `alias` the one of that alias. An encoder that wraps a module of yours
+    needs `source`, `python:package.module:function`, which builds the module or the encoder, and `code`, the files or
+    folders in which it is.
+    """
+
+    uri: str | None
     experiment: str
     register: str | None
     alias: str | None
+    source: str | None
+    code: Sequence[str | Path]
 
 
 def log_encoder(
@@ -56,24 +61,16 @@ def log_encoder(
     channels: Literal["mean", "concat"] = "mean",
     name: str,
     example: Any,
-    uri: str | None = None,
-    experiment: str = "tsprobe",
-    register: str | None = None,
-    alias: str | None = None,
-    source: str | None = None,
-    code: Sequence[str | Path] = (),
+    **where: Unpack[Where],
 ) -> str:
     """Log a layer of an encoder as a model that gives features `[N, D]`, and give the model's address.
 
-    `example` are a few series in any form that `as_panel` takes, of one length. With `register` it becomes a version of
-    that registered model, with `alias` the one of that alias. `uri` is the store's address, MLflow's own by default.
-    An encoder that wraps a module of yours needs `source`, `python:package.module:function`, which builds the module or
-    the encoder, and `code`, the files or folders in which it is.
+    `example` are a few series in any form that `as_panel` takes, of one length. Further arguments: see `Where`.
 
     Raises `EncoderError` for an encoder that cannot be kept (see `served.write`), `TrackingError` where the store
     cannot be reached, `UnknownNameError` for a layer.
     """
-    place = _place(name, uri, experiment, register, alias)
+    place = _place(where)
     found = load_encoder(encoder) if isinstance(encoder, str) else encoder
     layer = found.final if layer == "final" else layer
     if layer not in found.taps:
@@ -81,48 +78,42 @@ def log_encoder(
     panel = _example(example)
 
     def write(folder: Path) -> served.Served:
-        return served.write(folder, found, layer, Reading((pooling,), channels), None, panel, source)
+        return served.write(folder, found, layer, Reading((pooling,), channels), None, panel, place["source"])
 
-    return _log(write, panel, place, code)
+    return _log(write, panel, name, place)
 
 
-def log_estimator(
-    estimator: Headed,
-    *,
-    name: str,
-    example: Any,
-    uri: str | None = None,
-    experiment: str = "tsprobe",
-    register: str | None = None,
-    alias: str | None = None,
-    source: str | None = None,
-    code: Sequence[str | Path] = (),
-) -> str:
+def log_estimator(estimator: Headed, *, name: str, example: Any, **where: Unpack[Where]) -> str:
     """Log a fitted `LayerClassifier` or `LayerRegressor`, of `tsprobe.sklearn` or `tsprobe.sktime`.
 
     The model gives labels, with `params={"proba": True}` probabilities `[N, C]` in the order of the classes, or values.
     Arguments and errors: see `log_encoder`; also `SpecError` for what is no such estimator, or not fitted.
     """
-    place = _place(name, uri, experiment, register, alias)
+    place = _place(where)
     if not isinstance(estimator, Headed) or not hasattr(estimator, "head_"):
         raise SpecError(f"{type(estimator).__name__} is no LayerClassifier or LayerRegressor that was fitted")
     panel, head = _example(example), served.Head.of(estimator.head_)
 
     def write(folder: Path) -> served.Served:
         reading = Reading((estimator.pooling,), estimator.channels)
-        return served.write(folder, estimator.encoder_, estimator.layer_, reading, head, panel, source)
+        return served.write(folder, estimator.encoder_, estimator.layer_, reading, head, panel, place["source"])
 
-    return _log(write, panel, place, code)
+    return _log(write, panel, name, place)
 
 
-def _place(name: str, uri: str | None, experiment: str, register: str | None, alias: str | None) -> _Place:
-    if alias is not None and register is None:
-        raise SpecError(f"alias={alias!r} is of a registered model: give register= its name")
+def _place(where: Where) -> Where:
+    """With what was left out. Raises `TypeError` for an argument that there is not, as a call would."""
+    unknown = sorted(set(where) - set(Where.__annotations__))
+    if unknown:
+        raise TypeError(f"unexpected keyword argument {unknown[0]!r}")
+    if where.get("alias") is not None and where.get("register") is None:
+        raise SpecError(f"alias={where['alias']!r} is of a registered model: give register= its name")
     try:
         import mlflow
     except ModuleNotFoundError as error:
         raise MissingPackageError("mlflow", "logging a model") from error
-    return _Place(name, uri or mlflow.get_tracking_uri(), experiment, register, alias)
+    usual: Where = {"experiment": "tsprobe", "register": None, "alias": None, "source": None, "code": ()}
+    return {**usual, **where, "uri": where.get("uri") or mlflow.get_tracking_uri()}
 
 
 def _example(example: Any) -> Panel:
@@ -134,17 +125,18 @@ def _example(example: Any) -> Panel:
     return panel.take(range(min(len(panel), _SHOWN)))
 
 
-def _log(write: Callable[[Path], served.Served], example: Panel, place: _Place, code: Sequence[str | Path]) -> str:
-    database = Path(place.uri.removeprefix("sqlite:///"))  # whose folder holds the artefacts too
-    client, number, _ = open_store(database, place.uri, place.experiment, "logging a model")
+def _log(write: Callable[[Path], served.Served], example: Panel, name: str, where: Where) -> str:
+    uri = str(where["uri"])
+    database = Path(uri.removeprefix("sqlite:///"))  # whose folder holds the artefacts too
+    client, number, _ = open_store(database, uri, where["experiment"], "logging a model")
     with tempfile.TemporaryDirectory(prefix="tsprobe-") as folder:
         data = Path(folder, "served")
         model = write(data)
-        with telling(place.uri), _logged(client, number, place.name, model) as logged:
-            _save(Path(folder, "model"), data, model, example.stack().astype(np.float64), logged, code)
+        with telling(uri), _logged(client, number, name, model) as logged:
+            _save(Path(folder, "model"), data, model, example.stack().astype(np.float64), logged, where["code"])
             client.log_model_artifacts(logged.model_id, str(Path(folder, "model")))
-        with telling(place.uri):
-            return _registered(client, logged.model_id, place)
+        with telling(uri):
+            return _registered(client, logged.model_id, where)
 
 
 @contextlib.contextmanager
@@ -186,19 +178,20 @@ def _save(
     )
 
 
-def _registered(client: Any, model: str, place: _Place) -> str:
+def _registered(client: Any, model: str, where: Where) -> str:
     """The address of a model, by its alias or version where it is registered."""
     from mlflow.exceptions import MlflowException
 
-    if place.register is None:
+    name, alias = where["register"], where["alias"]
+    if name is None:
         return f"models:/{model}"
     try:
-        client.create_registered_model(place.register)
+        client.create_registered_model(name)
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    number = client.create_model_version(place.register, f"models:/{model}", model_id=model).version
-    if place.alias is None:
-        return f"models:/{place.register}/{number}"
-    client.set_registered_model_alias(place.register, place.alias, number)
-    return f"models:/{place.register}@{place.alias}"
+    number = client.create_model_version(name, f"models:/{model}", model_id=model).version
+    if alias is None:
+        return f"models:/{name}/{number}"
+    client.set_registered_model_alias(name, alias, number)
+    return f"models:/{name}@{alias}"
