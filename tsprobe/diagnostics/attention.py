@@ -115,7 +115,7 @@ def attention_measures(seen: Seen, places: Places, names: Sequence[str]) -> Floa
     for i in range(0, n, step):
         part = slice(i, i + step)
         a, queries = _weights(q[part], k[part], None if mask is None else mask[part], places.mask[part], how)
-        rows.append(_of_weights(a, queries, places.mask[part], places.at[part], names))
+        rows.append(_of_weights(a, queries, places, part, names))
     return torch.cat(rows)
 
 
@@ -148,10 +148,12 @@ def _weights(
 def _of_weights(
     a: Float[Tensor, "n Q T"],
     queries: Int[Tensor, "n Q"],
-    real: Bool[Tensor, "n T"],
-    at: Float[Tensor, "n T k"],
+    places: Places,
+    part: slice,
     names: Sequence[str],
 ) -> Float[Tensor, "n M"]:
+    """Of the rows `part` of `places`."""
+    real, at = places.mask[part], places.at[part]
     asks = real.gather(1, queries)  # [n, Q]
     a = torch.where(asks[..., None] & real[:, None, :], a, 0)
     columns = []
@@ -159,8 +161,11 @@ def _of_weights(
         if name == "attention_mass":
             value = a.sum(1).amax(1) / asks.sum(1) * real.sum(1)
         else:
-            here = at.gather(1, queries[..., None].expand(-1, -1, at.shape[2]))
-            reach = (a * torch.cdist(here, at)).sum(2) / a.sum(2)
+            if queries.shape[1] == real.shape[1]:  # all tokens, in their order
+                distance = places.distance[part]
+            else:
+                distance = torch.cdist(at.gather(1, queries[..., None].expand(-1, -1, at.shape[2])), at)
+            reach = (a * distance).sum(2) / a.sum(2)
             value = torch.where(asks, reach, 0).nansum(1) / asks.sum(1)
         columns.append(value)
     enough = real.sum(1) > 1

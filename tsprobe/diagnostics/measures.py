@@ -23,9 +23,22 @@ DISCARDED = 0.1  # share of the samples of largest ratio that `two_nn` leaves ou
 
 def singular_values(x: Float[Tensor, "N D"]) -> Float[Tensor, " M"]:
     """Of x, M = min(N, D), ascending, from its Gram matrix; 0 where they are lost in rounding (1e-7 of the largest)."""
-    gram = x @ x.T if len(x) < x.shape[1] else x.T @ x
+    return _roots(x @ x.T if len(x) < x.shape[1] else x.T @ x, max(x.shape))
+
+
+def spectra(x: Float[Tensor, "N D"]) -> tuple[Float[Tensor, " M"], Float[Tensor, " M"]]:
+    """`singular_values` of x less its mean, and of x as it is: the Gram matrix of many samples is made once."""
+    mean = x.mean(0)
+    centred = x - mean
+    if len(x) < x.shape[1]:
+        return singular_values(centred), singular_values(x)
+    gram = centred.T @ centred
+    return _roots(gram, len(x)), _roots(gram + len(x) * torch.outer(mean, mean), len(x))
+
+
+def _roots(gram: Float[Tensor, "M M"], size: int) -> Float[Tensor, " M"]:
     values = torch.linalg.eigvalsh(gram)
-    lost = values <= values[-1] * max(x.shape) * torch.finfo(x.dtype).eps
+    lost = values <= values[-1] * size * torch.finfo(gram.dtype).eps
     return torch.where(lost, 0, values).sqrt()
 
 
@@ -100,14 +113,24 @@ def two_nn(x: Float[Tensor, "N D"]) -> float:
     The slope through the origin of -log(1 - F(µ)) against log µ, F the empirical distribution, without the tenth of
     the samples with the largest ratios. Samples with a twin at distance 0 say nothing and are left out. Costs N² D.
     """
+    return dimension_of_gram(centred_gram(x))
+
+
+def centred_gram(x: Float[Tensor, "N D"]) -> Float[Tensor, "N N"]:
+    """Products of all pairs of samples less their mean; N² D."""
     x = x - x.mean(0)
-    square = x.square().sum(1)
-    distance = (square[:, None] + square - 2 * x @ x.T).fill_diagonal_(torch.inf)
-    first, second = distance.clamp(min=0).topk(2, largest=False).values.T if len(x) > 2 else (square, square)
+    return x @ x.T
+
+
+def dimension_of_gram(gram: Float[Tensor, "N N"]) -> float:
+    """`two_nn` from the products of centred samples."""
+    square = gram.diagonal()
+    distance = torch.add(square[:, None] + square, gram, alpha=-2).fill_diagonal_(torch.inf)
+    first, second = distance.topk(2, largest=False).values.clamp(min=0).T if len(gram) > 2 else (square, square)
     known = first > 1e-12 * square.max()  # below, it is rounding
     mu = (second[known] / first[known]).sqrt().sort().values
     kept = int(len(mu) * (1 - DISCARDED))
-    share = torch.arange(1, kept + 1, dtype=x.dtype, device=x.device) / len(mu)
+    share = torch.arange(1, kept + 1, dtype=mu.dtype, device=mu.device) / len(mu)
     along = mu[:kept].log()
     if kept < 3 or not along.square().sum() > 0:
         raise Undefined("too few samples with two neighbours at different distances")
@@ -129,11 +152,19 @@ def uniformity(x: Float[Tensor, "N D"]) -> float:
 
     0 where all point one way, at the least -4 (pairs at right angles; less only for few samples). Costs N² D.
     """
-    unit = F.normalize(x, dim=1)
-    if not unit.any():
+    return uniformity_of_gram(x, centred_gram(x))
+
+
+def uniformity_of_gram(x: Float[Tensor, "N D"], gram: Float[Tensor, "N N"]) -> float:
+    """`uniformity` from the products of centred samples, to which those with the mean are added."""
+    mean = x.mean(0)
+    along = x @ mean - mean @ mean / 2
+    length = x.norm(dim=1)
+    if not length.any():
         raise Undefined("all features are zero")
-    n = len(x)
-    close = (4 * (unit @ unit.T) - 4).exp()  # |u - v|² = 2 - 2 uv
+    n, inverse = len(x), torch.where(length > 0, 1 / length, 0)
+    cosine = (gram + along[:, None] + along) * inverse[:, None] * inverse
+    close = (4 * cosine - 4).exp()  # |u - v|² = 2 - 2 uv
     return math.log((float(close.sum()) - float(close.diagonal().sum())) / (n * (n - 1)))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -60,3 +61,14 @@ class Places:
         longest = apart.amax((1, 2), keepdim=True)
         far = pair & (2 * apart >= longest) & (apart > 1)
         return cls(order, real, mask, at, pair & (apart == 1), far, sequence)
+
+    @cached_property
+    def distance(self) -> Float[Tensor, "n T T"]:
+        """Between all tokens, in steps or pixels. All layers of a batch ask for it."""
+        return torch.cdist(self.at, self.at)
+
+    @cached_property
+    def contrast(self) -> Float[Tensor, "n t t"]:
+        """Weights with which `token_locality` sums cosines: near pairs alike, less distant pairs alike."""
+        near, far = (pairs / pairs.sum((1, 2), keepdim=True) for pairs in (self.near.double(), self.far.double()))
+        return near - far

@@ -13,7 +13,7 @@ import torch
 from tsprobe.diagnostics import measures
 from tsprobe.diagnostics.catalogue import CATALOGUE, Undefined, Value, of_kind
 from tsprobe.diagnostics.lens import held_out, lens_r2
-from tsprobe.diagnostics.similarity import cka_matrix
+from tsprobe.diagnostics.similarity import cka_of_grams, is_constant
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -28,7 +28,6 @@ SPECTRAL: dict[str, bool] = {
     "rankme": False,
     "sample_entropy": False,
 }  # centred
-PAIRWISE: dict[str, Callable[[Tensor], float]] = {"two_nn": measures.two_nn, "uniformity": measures.uniformity}
 STEPS: dict[str, Callable[[Tensor, Tensor], float]] = {
     "displacement": measures.displacement,
     "relative_change": measures.relative_change,
@@ -88,7 +87,8 @@ class _Layers:
     drawn: Int[np.ndarray, " n"]
     out: Tensor
     inputs: Mapping[str, np.ndarray] | None
-    spectra: dict[tuple[str, bool], Tensor] = field(default_factory=dict)  # singular values by layer, centred or not
+    spectra: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)  # singular values by layer, centred or not
+    grams: dict[str, Tensor] = field(default_factory=dict)  # `centred_gram` of the drawn rows, by layer
 
     @cached_property
     def sound(self) -> dict[str, bool]:
@@ -103,10 +103,27 @@ class _Layers:
     @cached_property
     def cka(self) -> Tensor:
         """Of all layers, then of the statistics of the input, `[L + I, L + I]`; NaN for layers that are not finite."""
-        features = [torch.where(value.isfinite(), value, 0)[self.drawn] for value in self.x.values()]
-        whole = cka_matrix([*features, *self.given.values()])
-        bad = torch.tensor([not sound for sound in self.sound.values()] + [False] * len(self.given))
+        n, sound = len(self.drawn), [*self.sound.values(), *(True for _ in self.given)]
+        grams = torch.zeros(len(sound), n, n, dtype=torch.float64)
+        constant = torch.zeros(len(sound), dtype=torch.bool)
+        for i, layer in enumerate(self.x):
+            if sound[i]:
+                constant[i], grams[i] = is_constant(self.sample[layer]), self.gram(layer)
+        for i, value in enumerate(self.given.values(), len(self.x)):
+            constant[i], grams[i] = is_constant(value), measures.centred_gram(value)
+        whole = cka_of_grams(grams, constant)
+        bad = ~torch.tensor(sound)
         return whole.masked_fill(bad[:, None] | bad, torch.nan)
+
+    @cached_property
+    def sample(self) -> dict[str, Tensor]:
+        """The drawn rows of each layer."""
+        return {layer: value[self.drawn] for layer, value in self.x.items()}
+
+    def gram(self, layer: str) -> Tensor:
+        if layer not in self.grams:
+            self.grams[layer] = measures.centred_gram(self.sample[layer])
+        return self.grams[layer]
 
     def measure(self, name: str, layer: str) -> float:
         """Raises `Undefined`."""
@@ -116,8 +133,10 @@ class _Layers:
             return self._spectral(name, layer)
         if name == "anisotropy":
             return measures.anisotropy(self.x[layer])
-        if name in PAIRWISE:
-            return PAIRWISE[name](self.x[layer][self.drawn])
+        if name == "two_nn":
+            return measures.dimension_of_gram(self.gram(layer))
+        if name == "uniformity":
+            return measures.uniformity_of_gram(self.sample[layer], self.gram(layer))
         if name in STEPS:
             return self._step(name, layer)
         if name in INPUTS:
@@ -125,19 +144,18 @@ class _Layers:
         if not self.sound[self.final]:
             raise Undefined("features of the final layer that are not finite")
         if name == "lens_r2":
-            return lens_r2(self.x[layer][self.drawn], self.x[self.final][self.drawn], self.out)
+            return lens_r2(self.sample[layer], self.sample[self.final], self.out)
         places = list(self.x)
         return float(self.cka[places.index(layer), places.index(self.final)])
 
     def _spectral(self, name: str, layer: str) -> float:
-        key = layer, SPECTRAL[name]
-        if key not in self.spectra:
-            x = self.x[layer]
-            self.spectra[key] = measures.singular_values(x - x.mean(0) if SPECTRAL[name] else x)
+        if layer not in self.spectra:
+            self.spectra[layer] = measures.spectra(self.x[layer])
+        spectrum = self.spectra[layer][0 if SPECTRAL[name] else 1]
         if name == "alpha_req":
-            return measures.decay_of_spectrum(self.spectra[key], len(self.x[layer]))
+            return measures.decay_of_spectrum(spectrum, len(self.x[layer]))
         how = measures.entropy_of_spectrum if name == "sample_entropy" else measures.perplexity
-        return how(self.spectra[key])
+        return how(spectrum)
 
     def _step(self, name: str, layer: str) -> float:
         places = list(self.x)

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from tsprobe.diagnostics.measures import centred_gram
+
 if TYPE_CHECKING:
-    from jaxtyping import Float
+    from jaxtyping import Bool, Float
     from torch import Tensor
 
 
@@ -18,25 +20,28 @@ def cka_matrix(features: Sequence[Float[Tensor, "N ?"]]) -> Float[Tensor, "L L"]
     Up to 1; of features that have nothing to do with each other 0 on average, and at times below. NaN for features
     that are equal in all samples, or of fewer than four samples. Costs N² D a layer and N² a pair.
     """
-    n = len(features[0])
-    nothing = features[0].new_full((len(features), len(features)), torch.nan, dtype=torch.float64)
+    grams = torch.stack([centred_gram(x.double()) for x in features])
+    return cka_of_grams(grams, torch.tensor([is_constant(x.double()) for x in features]))
+
+
+def is_constant(x: Float[Tensor, "N D"]) -> bool:
+    """Whether what is left without the mean is rounding."""
+    return bool((x - x.mean(0)).square().sum() <= 1e-24 * x.square().sum())
+
+
+def cka_of_grams(k: Float[Tensor, "L N N"], constant: Bool[Tensor, " L"]) -> Float[Tensor, "L L"]:
+    """`cka_matrix` from the products of centred samples, and which features are equal in all of them."""
+    n = k.shape[1]
     if n < 4:
-        return nothing
-    grams, alike = [], []
-    for raw in features:
-        raw = raw.double()
-        x = raw - raw.mean(0)
-        alike.append(bool(x.square().sum() <= 1e-24 * raw.square().sum()))  # what is left is rounding
-        grams.append((x @ x.T).fill_diagonal_(0))
-    k = torch.stack(grams)  # [L, N, N]
-    sums, whole = k.sum(1), k.sum((1, 2))
+        return k.new_full((len(k), len(k)), torch.nan)
+    own_products = k.diagonal(dim1=1, dim2=2)  # [L, N], which the estimate leaves out
+    sums = k.sum(1) - own_products
+    whole = sums.sum(1)
     flat = k.flatten(1)
-    hsic = (flat @ flat.T + whole[:, None] * whole / ((n - 1) * (n - 2)) - 2 * (sums @ sums.T) / (n - 2)) / (
-        n * (n - 3)
-    )
+    pairs = flat @ flat.T - own_products @ own_products.T
+    hsic = (pairs + whole[:, None] * whole / ((n - 1) * (n - 2)) - 2 * (sums @ sums.T) / (n - 2)) / (n * (n - 3))
     own = hsic.diagonal().clamp(min=0)
     scale = (own[:, None] * own).sqrt()
-    constant = torch.tensor(alike, device=k.device)
     unknown = (scale <= 0) | constant[:, None] | constant
     return torch.where(unknown, torch.nan, hsic / torch.where(unknown, 1, scale))
 

@@ -98,9 +98,7 @@ def token_locality(rows: Rows) -> Float[Tensor, " n"]:
     apart as the most distant ones, in tokens (on the grid |Δrow| + |Δcolumn|). From -2 to 2; near 0 where a token
     tells no more of its surroundings than of any other place, as where tokens have become global.
     """
-    near, far = rows.places.near, rows.places.far
-    cosines = rows.cosines
-    return (cosines * near).sum((1, 2)) / near.sum((1, 2)) - (cosines * far).sum((1, 2)) / far.sum((1, 2))
+    return (rows.cosines * rows.places.contrast).sum((1, 2))
 
 
 def token_norm_ratio(rows: Rows) -> Float[Tensor, " n"]:
@@ -109,10 +107,12 @@ def token_norm_ratio(rows: Rows) -> Float[Tensor, " n"]:
     Darcet et al. 2023, section 2.1, find by their norm the patch tokens that a network uses as global ones; as a ratio
     it needs no threshold of its own for each network.
     """
-    norms = rows.norms.masked_fill(~rows.places.real, torch.nan)
-    middle = norms.nanquantile(0.5, dim=1)
-    ratio = rows.norms.amax(1) / middle
-    return torch.where((rows.places.real.sum(1) > 1) & (middle > 0), ratio, torch.nan)
+    count = rows.places.real.sum(1, keepdim=True)
+    ordered = rows.norms.masked_fill(~rows.places.real, torch.inf).sort(dim=1).values
+    middle = torch.cat([(count - 1).clamp(min=0) // 2, count // 2], 1).clamp(max=ordered.shape[1] - 1)
+    median = ordered.gather(1, middle).mean(1)  # of the one or two in the middle
+    ratio = rows.norms.amax(1) / median
+    return torch.where((count[:, 0] > 1) & (median > 0), ratio, torch.nan)
 
 
 MEASURES: dict[str, Callable[[Rows], Tensor]] = {

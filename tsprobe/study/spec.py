@@ -36,7 +36,7 @@ class Diagnostics(Frozen):
     """Which label-free measures are taken, and on how much. Series, samples and views are drawn with the seed."""
 
     measures: tuple[str, ...] = ("standard",)  # names, or standard, all, none
-    tokens: int = Field(default=16, ge=1)  # series whose tokens are looked at, in whole runs of four
+    tokens: int = Field(default=12, ge=1)  # series whose tokens are looked at, in whole runs of four
     views: int = Field(
         default=0, ge=0
     )  # of each sample, each one more forward pass over the samples; 0: none but for "all"
