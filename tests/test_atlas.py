@@ -136,6 +136,14 @@ def test_regret_is_the_share_of_the_readable_score_that_a_pick_loses() -> None:
     assert row.loc["middle", "score"] in one[(one.place - 0.5).abs() < 0.11].score.to_numpy()
     unreadable = regrets(layers.assign(chance=1.0), picked(layers, made_diagnostics(layers), no_labels()))
     assert unreadable.regret.isna().all()
+    barely = regrets(
+        layers.assign(score=0.5 + 0.02 * layers.score), picked(layers, made_diagnostics(layers), no_labels())
+    )
+    assert barely.regret.isna().all()  # at most 0.02 of the 0.5 from chance to 1
+    errors = layers.assign(metric="neg_mase", score=layers.score - 1, chance=-0.5)  # chance to 0 is 0.5 as well
+    assert regrets(errors, picked(errors, made_diagnostics(layers), no_labels())).regret.max() == pytest.approx(
+        lost.regret.max()
+    )
     assert (lost.regret >= 0).all()
 
 

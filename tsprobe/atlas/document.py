@@ -13,6 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from tsprobe.atlas import answers, figures
 from tsprobe.atlas.draws import LEAST
 from tsprobe.atlas.parts import Part
+from tsprobe.atlas.pickers import LAST, READABLE
 from tsprobe.atlas.published import TOLERANCE
 from tsprobe.atlas.spec import AtlasSpec
 from tsprobe.files import replace_text
@@ -95,11 +96,18 @@ def _content(page: Page, shown: dict[str, str]) -> dict[str, Any]:
         "several": t["gaps"]["encoder"].nunique() > 1, "tolerance": TOLERANCE, "answers": questions,
         "blind": "inner folds alone choose the layers of all gaps, and shuffled test scores leave all "
         f"{len(t['picks']):,} picks as they are",
+        "unread": _unread(t["regrets"]), "readable": READABLE,
         "missing": [part for part in page.parts if part.state != "finished"],
         "objectives": _objectives(t["objectives"]), "heads": _heads(t["heads"]),
         "published": _published(t["published"]), "league": _league(t["league"]), "tradeoff": _tradeoff(t["tradeoff"]),
         "left_out": [f"{part.name}: {line}" for part in page.parts for line in part.left_out],
     }  # fmt: skip
+
+
+def _unread(regrets: pd.DataFrame) -> str:
+    """How many encoders on tasks have no regret, as a task is not read out."""
+    one = regrets[regrets["picker"] == LAST]
+    return f"{int(one['regret'].isna().sum())} of {len(one)}"
 
 
 Rows = list[dict[str, str]]

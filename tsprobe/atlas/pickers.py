@@ -5,7 +5,8 @@ is looked at afterwards, and once more by `check_blind`, which shuffles test sco
 
 The regret of a pick is (best test score of any layer - test score of the picked layer) / (best test score - chance): a
 share of what can be read out at all, so that tasks of unlike metrics can be averaged. A task that no layer reads better
-than chance has none.
+than chance has none, nor one where the best layer is less than `READABLE` of the way from chance to a perfect score:
+there the share is noise over noise.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ REFERENCES = {
 }
 SIGNED, HIGHEST, LOWEST = "", " (highest)", " (lowest)"
 FEWEST = 4  # layers over which there is a correlation
+READABLE = 0.05
 _SHUFFLE = 0
 
 
@@ -144,13 +146,16 @@ def best_inner(some: pd.DataFrame) -> str:
 
 
 def regrets(layers: pd.DataFrame, picks: pd.DataFrame) -> pd.DataFrame:
-    """What each pick costs on the test set, averaged over draws: `lost` in units of the metric, `regret` as a share."""
+    """What each pick costs on the test set, averaged over draws: `lost` in units of the metric, `regret` as a share,
+    NaN where a task is not read out."""
     of_case = candidates(layers).groupby(CASE, sort=False)["score"]
     scored = candidates(layers).assign(oracle=of_case.transform("max"))
     joined = picks.merge(scored[[*CASE, "layer", "place", "score", "oracle", "chance"]], on=[*CASE, "layer"])
     readable = joined["oracle"] - joined["chance"]
     joined["lost"] = joined["oracle"] - joined["score"]
-    joined["regret"] = np.where(readable > 0, joined["lost"] / readable.where(readable > 0), np.nan)
+    perfect = np.where(joined["metric"].str.startswith("neg_"), 0.0, 1.0)  # an error of nothing, or the whole score
+    read = readable > READABLE * (perfect - joined["chance"]).clip(lower=0)
+    joined["regret"] = joined["lost"] / readable.where(read & (readable > 0))
     means = {"place": "mean", "score": "mean", "oracle": "first", "lost": "mean", "regret": "mean"}
     return joined.groupby([*CASE, "picker"], sort=False).agg(means).reset_index()
 

@@ -14,8 +14,8 @@ from __future__ import annotations
 import json
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -57,6 +57,11 @@ class Solution:
         """Class scores, label scores or target values, in float64."""
         out = x.double() @ self.weights + self.intercept[:, None]
         return out if self.present is None else never_choose(out, self.present)
+
+    def to(self, device: torch.device | str) -> Solution:
+        """The same on another device."""
+        moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **moved)
 
 
 @dataclass
@@ -162,12 +167,32 @@ class RidgeStatistics:
         low, high = torch.where(known, y, torch.inf).amin(0), torch.where(known, y, -torch.inf).amax(0)
         return _Totals(size, squares, low < high)
 
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All sums by name, and `seen`: what `from_arrays` needs, beside the question."""
+        return {name: tensor.cpu().numpy() for name, tensor in self.tensors().items()} | {"seen": self.seen}
+
+    @classmethod
+    def from_arrays(
+        cls,
+        arrays: Mapping[str, np.ndarray],
+        target: base.Target,
+        folds: Int[Tensor, " N"],
+        device: torch.device | str = "cpu",
+    ) -> RidgeStatistics:
+        """Those that `arrays` are of, for the same targets and folds. Raises KeyError or RuntimeError for others."""
+        groups, _, width = arrays["spread.mean"].shape
+        found = cls.of(target, folds, groups=groups, width=width, device=device)
+        found.seen |= arrays["seen"]
+        for name, tensor in found.tensors().items():
+            tensor.copy_(torch.tensor(arrays[name]))
+        return found
+
     def save(self, path: Path) -> None:
         """Write one file, wholly or not at all."""
         target = self.question.target
         meta = json.dumps({"kind": target.kind, "n_classes": target.n_classes})
-        arrays: dict[str, Any] = {name: tensor.cpu().numpy() for name, tensor in self.tensors().items()}
-        arrays |= {"y": target.y.cpu().numpy(), "folds": self.question.folds.cpu().numpy(), "seen": self.seen}
+        arrays: dict[str, Any] = {"y": target.y.cpu().numpy(), "folds": self.question.folds.cpu().numpy()}
+        arrays |= self.arrays()
         replace_file(path, lambda handle: np.savez(handle, meta=np.array(meta), **arrays))
 
     @classmethod
@@ -177,15 +202,9 @@ class RidgeStatistics:
             data = read_arrays(path)
             meta = json.loads(str(data["meta"]))
             target = base.Target(meta["kind"], torch.from_numpy(data["y"]), meta["n_classes"])
-            groups, _, width = data["spread.mean"].shape
-            folds = torch.from_numpy(data["folds"])
-            found = cls.of(target, folds, groups=groups, width=width, device=device)
-            found.seen |= data["seen"]
-            for name, tensor in found.tensors().items():
-                tensor.copy_(torch.from_numpy(data[name]))
+            return cls.from_arrays(data, target, torch.from_numpy(data["folds"]), device)
         except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
             raise StorageError(f"{path} is damaged ({error}); remove it and run again") from error
-        return found
 
     def tensors(self) -> dict[str, Tensor]:
         """All sums by name."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -32,6 +32,7 @@ from tsprobe.study.progress import Stage
 from tsprobe.study.spec import StudySpec
 from tsprobe.tasks.base import Task
 
+CellPlace = tuple[str, str, int]  # pooling, probe and seed
 Stack = tuple[tuple[str, ...], np.ndarray]  # layers of equal width, [G, N, D]
 
 
@@ -45,6 +46,7 @@ class Pair:
     spec: StudySpec
     folder: Path
     stage: Stage
+    read: streamed.Streamed | None = None  # what the passes without kept features gave, if they were made elsewhere
 
     def reading(self, split: str) -> Reading:
         spec = self.spec
@@ -103,7 +105,7 @@ class Pair:
     def _encoder_features(self, encoder: Encoder, split: str) -> Features:
         panel: Panel = getattr(self.task, split)
         reading = self.reading(split)
-        path = self._feature_path(panel.fingerprint(), reading)
+        path = self.feature_path(panel.fingerprint(), reading)
         features = _kept(path)
         if features is None:
             windows = len(cut(panel, encoder.facts, encoder.name))
@@ -124,8 +126,7 @@ class Pair:
         readings = [self.reading(split) for split in ("train", "test")]
         steps = [reading.steps for reading in readings]
         paths = [
-            self._feature_path(split + both, reading)
-            for split, reading in zip(("train", "test"), readings, strict=True)
+            self.feature_path(split + both, reading) for split, reading in zip(("train", "test"), readings, strict=True)
         ]
         train, test = map(_kept, paths)
         if train is None or test is None:
@@ -147,27 +148,35 @@ class Pair:
                 features.save(path)
         return train, test
 
-    def _feature_path(self, fingerprint: str, reading: Reading) -> Path:
+    def feature_path(self, fingerprint: str, reading: Reading) -> Path:
         key = json.dumps([fingerprint, self.fingerprint, repr(reading), self.spec.layers])
         return (
             self.folder / "features" / safe_name(self.encoder.name) / f"{safe_name(key)[-8:]}-{fingerprint[:16]}.zarr"
         )
 
-    def cells(self) -> Iterator[tuple[str, str, int, Cell]]:
-        """All cells with their pooling, probe and seed: those on disk as they are, the others computed and saved."""
+    @property
+    def places(self) -> list[CellPlace]:
+        """Pooling, probe and seed of every cell."""
         probes = [name for name in self.spec.probes if self.task.kind in probes_for(name)]
-        todo = [(p, q, s) for p in self.poolings for q in probes if p in self._given(q) for s in self.spec.seeds]
+        return [(p, q, s) for p in self.poolings for q in probes if p in self._given(q) for s in self.spec.seeds]
+
+    def kept(self, place: CellPlace) -> Cell | None:
+        """The cell that lies on disk."""
+        return Cell.load(cell_path(self.folder, self.encoder.name, self.task.name, *place), self._key(*place))
+
+    def cells(self, places: Sequence[CellPlace] | None = None) -> Iterator[tuple[str, str, int, Cell]]:
+        """All cells, or some, with their places: those on disk as they are, the others computed and saved."""
+        todo = self.places if places is None else places
         with self.stage(f"{self.encoder.name} on {self.task.name}", len(todo)) as advance:
             for pooling, probe, seed in todo:
-                key = self._key(pooling, probe, seed)
-                path = cell_path(self.folder, self.encoder.name, self.task.name, pooling, probe, seed)
-                cell = Cell.load(path, key)
+                cell = self.kept((pooling, probe, seed))
                 if cell is None:
                     if self.passes is not None:
                         cell = self._streamed.cells[pooling, seed]
                     else:
                         cell = self._compute(pooling, probe, seed)
-                    cell.save(path, key)
+                    path = cell_path(self.folder, self.encoder.name, self.task.name, pooling, probe, seed)
+                    cell.save(path, self._key(pooling, probe, seed))
                 advance(1)
                 yield pooling, probe, seed, cell
 
@@ -195,11 +204,13 @@ class Pair:
 
     @cached_property
     def _streamed(self) -> streamed.Streamed:
+        if self.read is not None:
+            return self.read
         assert self.passes is not None
         encoder, task = self.passes.encoder, self.task
         windows = [len(cut(panel, encoder.facts, encoder.name)) for panel in (task.train, task.test)]
         with self.stage(f"{encoder.name} reads {task.name}", sum(windows)) as advance:
-            return streamed.read(self.passes, self._diagnosed, advance, self.watch)
+            return streamed.read(self.passes, self.diagnosed, advance, self.watch)
 
     @cached_property
     def watch(self) -> TokenWatch | None:
@@ -209,7 +220,7 @@ class Pair:
         return diagnosed.token_watch(self.encoder, self.task.train, self.spec.diagnostics)
 
     @property
-    def _diagnosed(self) -> np.ndarray:
+    def diagnosed(self) -> np.ndarray:
         """Rows of the training samples that the diagnostics look at."""
         return diagnosed.sampled(len(self.task.rows("train").at))
 
@@ -299,32 +310,42 @@ class Pair:
         )
         return base.Steps(series, times, self.task.causal)
 
+    @property
+    def _details_path(self) -> Path:
+        return cell_path(self.folder, self.encoder.name, self.task.name, "", "", 0).with_name("details.json")
+
+    def _details_key(self) -> str:
+        return f"{self._key('', '', 0).digest()} {json.dumps(self.spec.diagnostics.model_dump(mode='json'))}"
+
+    def kept_details(self) -> dict[str, Any] | None:
+        """Those that lie on disk."""
+        try:
+            kept = json.loads(self._details_path.read_text())
+        except (OSError, ValueError):
+            return None
+        return kept if kept.get("key") == self._details_key() else None
+
     def details(self) -> dict[str, Any]:
         """`notes` on what was read, and what `diagnosed.diagnose` gives. Kept beside the cells."""
-        path = cell_path(self.folder, self.encoder.name, self.task.name, "", "", 0).with_name("details.json")
-        key = f"{self._key('', '', 0).digest()} {json.dumps(self.spec.diagnostics.model_dump(mode='json'))}"
-        try:
-            kept = json.loads(path.read_text())
-        except (OSError, ValueError):
-            kept = {}
-        if kept.get("key") != key:
+        kept = self.kept_details()
+        if kept is None:
             if self.passes is not None:
                 notes = self._streamed.notes
             else:
                 notes = {
                     split: features.notes for split, features in zip(("train", "test"), self.features, strict=True)
                 }
-            kept = {"key": key, "notes": notes, **self._diagnosis()}
-            replace_text(path, json.dumps(kept))
+            kept = {"key": self._details_key(), "notes": notes, **self._diagnosis()}
+            replace_text(self._details_path, json.dumps(kept))
         return kept
 
     def _diagnosis(self) -> dict[str, Any]:
         if isinstance(self.encoder, Baseline) or not self.spec.diagnostics.names:
             return {"diagnostics": [], "cka": {}, "views": ""}
         if self.passes is not None:
-            return diagnosed.diagnose(self, self._streamed.sample, self._diagnosed, taken=True, kept=None)
-        beside = self._feature_path(self.task.train.fingerprint(), self.reading("train")).with_suffix(".tokens.json")
-        return diagnosed.diagnose(self, self.features[0], self._diagnosed, taken=False, kept=beside)
+            return diagnosed.diagnose(self, self._streamed.sample, self.diagnosed, taken=True, kept=None)
+        beside = self.feature_path(self.task.train.fingerprint(), self.reading("train")).with_suffix(".tokens.json")
+        return diagnosed.diagnose(self, self.features[0], self.diagnosed, taken=False, kept=beside)
 
 
 def _kept(path: Path) -> Features | None:

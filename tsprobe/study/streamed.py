@@ -2,15 +2,17 @@
 
 The training panel is read once, for all layers, poolings and seeds; each block of features goes into ridge statistics
 and is forgotten, but for the few samples that the diagnostics look at. The test panel is read once with the solved
-weights, and what is kept of it are the predictions. `probes.statistics` says what the inner score is then.
+weights, and what is kept of it are the predictions. `probes.statistics` says what the inner score is then. Either pass
+may be made over parts of a panel, by several processes: what they gather adds up (`Gathered.merge`, `conclude`).
 """
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +28,7 @@ from tsprobe.probes.statistics import RidgeStatistics, Solution
 from tsprobe.study.cells import Cell
 
 if TYPE_CHECKING:
-    from jaxtyping import Int64
+    from jaxtyping import Bool, Int64
 
     from tsprobe.encoders.base import Encoder
     from tsprobe.tasks.base import Task
@@ -54,12 +56,29 @@ class Passes:
     def rows(self) -> dict[str, Rows]:
         return {split: self.task.rows(split) for split in self.readings}
 
+    @cached_property
+    def target(self) -> Target:
+        return Target(self.task.kind, torch.from_numpy(self.rows["train"].y), self.task.n_classes)
+
+    @cached_property
+    def twins(self) -> dict[int, int]:
+        """Of each seed the first with the same folds, whose statistics it shares."""
+        return {
+            seed: next(s for s, other in self.folds.items() if np.array_equal(folds, other))
+            for seed, folds in self.folds.items()
+        }
+
     def blocks(
-        self, split: str, progress: Progress | None = None, watch: Watch | None = None
+        self,
+        split: str,
+        progress: Progress | None = None,
+        watch: Watch | None = None,
+        done: Bool[np.ndarray, " N"] | None = None,
     ) -> Generator[Block, None, None]:
         panel, reading = getattr(self.task, split), self.readings[split]
-        with closing(stream(self.encoder, panel, reading, layers=self.layers, progress=progress, watch=watch)) as read:
-            yield from read
+        blocks = stream(self.encoder, panel, reading, layers=self.layers, done=done, progress=progress, watch=watch)
+        with closing(blocks):
+            yield from blocks
 
     def stacks(self, block: Block, split: str) -> Iterator[tuple[Place, torch.Tensor, torch.Tensor]]:
         """Row numbers `[b]` and features `[G, b, D]` of each pooling and layers of equal width."""
@@ -80,68 +99,147 @@ class Streamed:
     notes: dict[str, dict[str, Any]]
 
 
+@dataclass(frozen=True)
+class Seconds:
+    """Spent on a pass, by one process or several: in probes, and in all else, of that in the encoder's own passes."""
+
+    reading: float = 0.0
+    forward: float = 0.0
+    probing: float = 0.0
+
+    def __add__(self, other: Seconds) -> Seconds:
+        return Seconds(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
+    def notes(self) -> dict[str, float]:
+        return {"seconds": round(self.reading, 3), "forward_seconds": round(self.forward, 3)}
+
+
+Key = tuple[Place, int]  # a place and a seed
+Solutions = dict[Key, Solution]
+
+
+@dataclass
+class Gathered:
+    """What the training series leave: statistics, and features `[n, P, D]` of the sampled rows that are `taken [n]`.
+
+    Seeds with the same folds share the statistics of the first.
+    """
+
+    statistics: dict[Key, RidgeStatistics]
+    sample: dict[str, np.ndarray]
+    taken: np.ndarray
+    seconds: Seconds = Seconds()
+
+    def merge(self, other: Gathered) -> None:
+        """Take in what was gathered from other series. Raises DataError where a series is in both."""
+        for key, statistics in self.statistics.items():
+            statistics.merge(other.statistics[key])
+        for layer, kept in self.sample.items():
+            kept[other.taken] = other.sample[layer][other.taken]
+        self.taken |= other.taken
+        self.seconds += other.seconds
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All of it by name, for `from_arrays`."""
+        keys = json.dumps([[*place, seed] for place, seed in self.statistics])
+        found = {"keys": np.array(keys), "taken": self.taken, "seconds": np.array(astuple(self.seconds))}
+        found |= {f"sample/{layer}": array for layer, array in self.sample.items()}
+        for i, statistics in enumerate(self.statistics.values()):
+            found |= {f"{i}/{name}": array for name, array in statistics.arrays().items()}
+        return found
+
+    @classmethod
+    def from_arrays(cls, passes: Passes, arrays: Mapping[str, np.ndarray]) -> Gathered:
+        """Raises KeyError, ValueError, RuntimeError or DataError for arrays that are of other passes."""
+        keys = [((pooling, tuple(layers)), seed) for pooling, layers, seed in json.loads(str(arrays["keys"]))]
+        parts: dict[str, dict[str, np.ndarray]] = {}
+        for name, array in arrays.items():
+            group, _, rest = name.partition("/")
+            parts.setdefault(group, {})[rest] = array
+        statistics = {
+            (place, seed): RidgeStatistics.from_arrays(
+                parts[str(i)], passes.target, torch.from_numpy(passes.folds[seed]), passes.encoder.device
+            )
+            for i, (place, seed) in enumerate(keys)
+        }
+        sample = {layer: np.array(array) for layer, array in parts["sample"].items()}
+        return cls(statistics, sample, np.array(arrays["taken"]), Seconds(*arrays["seconds"].tolist()))
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """Predictions `[G, m, K]` of the test rows `rows [m]`, by place and seed."""
+
+    rows: Int64[np.ndarray, " m"]
+    values: dict[Key, torch.Tensor]
+    seconds: Seconds = Seconds()
+
+
 def read(passes: Passes, sampled: Int64[np.ndarray, " n"], progress: Progress, watch: Watch | None = None) -> Streamed:
     """Both passes; `progress` is called with the windows read, and `watch` sees the tokens of the training series.
 
     Raises what the stream and the ridge probe raise.
     """
-    task = passes.task
-    clock = _Clock()
-    solutions, sample = _train(passes, sampled, progress, clock, watch)
-    notes = {"train": describe(passes.encoder, task.train) | clock.reading()}
-    predictions = _test(passes, solutions, progress, clock)
-    notes["test"] = describe(passes.encoder, task.test) | clock.reading()
-    for part in notes.values():
-        part |= {"features": "statistics", "inner": next(iter(solutions.values())).criterion}
+    gathered = gather(passes, sampled, progress, watch)
+    begin = time.perf_counter()
+    solutions = solve(passes, gathered)
+    gathered.statistics.clear()
+    gathered.seconds += Seconds(probing=time.perf_counter() - begin)
+    return conclude(passes, gathered, solutions, [predict(passes, solutions, progress)])
 
+
+def conclude(passes: Passes, gathered: Gathered, solutions: Solutions, predicted: Sequence[Predicted]) -> Streamed:
+    """Cells and notes, out of what all training series and all test series gave."""
+    seconds = {"train": gathered.seconds, "test": sum((part.seconds for part in predicted), Seconds())}
+    notes = {
+        split: describe(passes.encoder, getattr(passes.task, split)) | spent.notes()
+        | {"features": "statistics", "inner": next(iter(solutions.values())).criterion}
+        for split, spent in seconds.items()
+    }  # fmt: skip
+    order = torch.from_numpy(np.concatenate([part.rows for part in predicted]).argsort())
     rows: dict[tuple[str, int], dict[str, dict[str, Any]]] = {}
     for (place, seed), solution in solutions.items():
-        rows.setdefault((place[0], seed), {}).update(_rows(passes, place[1], solution, predictions[place, seed]))
-    layers = tuple(sample)
+        prediction = torch.cat([part.values[place, seed] for part in predicted], 1)[:, order]
+        rows.setdefault((place[0], seed), {}).update(_rows(passes, place[1], solution, prediction))
+    layers = tuple(gathered.sample)
+    probing = round((seconds["train"] + seconds["test"]).probing / len(rows), 3)
     cells = {}
     for key, by_layer in rows.items():
         columns = {name: np.array([by_layer[layer][name] for layer in layers]) for name in by_layer[layers[0]]}
-        cells[key] = Cell(layers=layers, seconds=round(clock.probing / len(rows), 3), **columns)
-    poolings = ("steps1",) if task.dense else passes.readings["train"].poolings
-    return Streamed(cells, Features(sample, poolings, {}), notes)
+        cells[key] = Cell(layers=layers, seconds=probing, **columns)
+    poolings = ("steps1",) if passes.task.dense else passes.readings["train"].poolings
+    return Streamed(cells, Features(gathered.sample, poolings, {}), notes)
 
 
 class _Clock:
-    """Time in probes, and time in all else since it was asked for last, that in forward passes by itself."""
+    """Time within, which is that in probes, and time in all else."""
 
     def __init__(self) -> None:
-        self.probing, self._begin, self._probed = 0.0, time.perf_counter(), 0.0
-        self.forward = 0.0
+        self.forward, self._probing, self._begin = 0.0, 0.0, time.perf_counter()
 
     def __enter__(self) -> None:
         self._entered = time.perf_counter()
 
     def __exit__(self, *error: object) -> None:
-        self.probing += time.perf_counter() - self._entered
+        self._probing += time.perf_counter() - self._entered
 
-    def reading(self) -> dict[str, float]:
-        now, probed = time.perf_counter(), self.probing
-        seconds, forward = now - self._begin - (probed - self._probed), self.forward
-        self._begin, self._probed, self.forward = now, probed, 0.0
-        return {"seconds": round(seconds, 3), "forward_seconds": round(forward, 3)}
+    def seconds(self) -> Seconds:
+        return Seconds(time.perf_counter() - self._begin - self._probing, self.forward, self._probing)
 
 
-Solutions = dict[tuple[Place, int], Solution]
-
-
-def _train(
-    passes: Passes, sampled: np.ndarray, progress: Progress, clock: _Clock, watch: Watch | None
-) -> tuple[Solutions, dict[str, np.ndarray]]:
-    """Solutions by place and seed, and features `[n, P, D]` of the sampled rows by layer."""
-    task = passes.task
-    target = Target(task.kind, torch.from_numpy(passes.rows["train"].y), task.n_classes)
-    twin = {
-        seed: next(s for s, other in passes.folds.items() if np.array_equal(folds, other))
-        for seed, folds in passes.folds.items()
-    }  # seeds with the same folds share their statistics
-    statistics: dict[tuple[Place, int], RidgeStatistics] = {}
+def gather(
+    passes: Passes,
+    sampled: Int64[np.ndarray, " n"],
+    progress: Progress | None = None,
+    watch: Watch | None = None,
+    done: Bool[np.ndarray, " N"] | None = None,
+) -> Gathered:
+    """Read the training series that are not `done`, once; their features are kept of the `sampled` rows alone."""
+    task, clock = passes.task, _Clock()
+    statistics: dict[Key, RidgeStatistics] = {}
     sample: dict[str, np.ndarray] = {}
-    for block in passes.blocks("train", progress, watch):
+    taken = np.zeros(len(sampled), bool)
+    for block in passes.blocks("train", progress, watch, done):
         clock.forward += block.forward
         for layer, array in block.arrays.items():
             numbers, of_rows = block.index, array
@@ -150,40 +248,53 @@ def _train(
                 of_rows = each[0][:, None]
             here = np.isin(numbers, sampled)
             kept = sample.setdefault(layer, np.empty((len(sampled), *of_rows.shape[1:]), np.float32))
-            kept[np.searchsorted(sampled, numbers[here])] = of_rows[here]
+            places = np.searchsorted(sampled, numbers[here])
+            kept[places] = of_rows[here]
+            taken[places] = True
         with clock:
             for place, rows, x in passes.stacks(block, "train"):
-                for seed in set(twin.values()):
+                for seed in set(passes.twins.values()):
                     if (place, seed) not in statistics:
                         folds, device = torch.from_numpy(passes.folds[seed]), passes.encoder.device
                         statistics[place, seed] = RidgeStatistics.of(
-                            target, folds, groups=len(x), width=x.shape[2], device=device
+                            passes.target, folds, groups=len(x), width=x.shape[2], device=device
                         )
                     statistics[place, seed].update(x, rows)
-    with clock:
-        metric = get_metric(task.metric)
-        solved = {key: statistics.pop(key).solve(metric) for key in tuple(statistics)}
+    return Gathered(statistics, sample, taken, clock.seconds())
+
+
+def solve(passes: Passes, gathered: Gathered) -> Solutions:
+    """By place and seed. Raises DataError where training rows are missing."""
+    metric = get_metric(passes.task.metric)
+    solved = {key: statistics.solve(metric) for key, statistics in gathered.statistics.items()}
     places = dict.fromkeys(place for place, _ in solved)
-    return {(place, seed): solved[place, twin[seed]] for place in places for seed in passes.folds}, sample
+    return {(place, seed): solved[place, passes.twins[seed]] for place in places for seed in passes.folds}
 
 
-def _test(
-    passes: Passes, solutions: Solutions, progress: Progress, clock: _Clock
-) -> dict[tuple[Place, int], torch.Tensor]:
-    """Predictions `[G, M, K]` of the test rows by place and seed."""
-    found: dict[tuple[Place, int], torch.Tensor] = {}
-    rows_of_all = len(passes.rows["test"].at)
-    for block in passes.blocks("test", progress):
+def predict(
+    passes: Passes,
+    solutions: Solutions,
+    progress: Progress | None = None,
+    done: Bool[np.ndarray, " N"] | None = None,
+) -> Predicted:
+    """Read the test series that are not `done`, once."""
+    clock = _Clock()
+    values: dict[Key, list[torch.Tensor]] = {key: [] for key in solutions}
+    numbers: list[np.ndarray] = []
+    for block in passes.blocks("test", progress, done=done):
         clock.forward += block.forward
         with clock:
+            found = None
             for place, rows, x in passes.stacks(block, "test"):
+                found = rows.numpy()  # the same at every place
                 for seed in passes.folds:
                     solution = solutions[place, seed]
-                    part = solution.predict(x.to(solution.weights.device)).float().cpu()
-                    if (place, seed) not in found:
-                        found[place, seed] = part.new_empty(len(part), rows_of_all, part.shape[2])
-                    found[place, seed][:, rows] = part
-    return found
+                    values[place, seed].append(solution.predict(x.to(solution.weights.device)).float().cpu())
+            if found is not None:
+                numbers.append(found)
+    return Predicted(
+        np.concatenate(numbers), {key: torch.cat(parts, 1) for key, parts in values.items()}, clock.seconds()
+    )
 
 
 def _rows(
