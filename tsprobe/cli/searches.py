@@ -66,6 +66,12 @@ def align(
     out: Out = None,
     device: Device = None,
     resume: Resume = True,
+    push: Annotated[
+        str | None, typer.Option(metavar="USER/NAME", help="Upload the encoder and its tables to the hub, when done.")
+    ] = None,
+    public: Annotated[
+        bool, typer.Option("--public/--private", help="Who may see a repository that --push makes.")
+    ] = False,
 ) -> None:
     """Tune an encoder so that its output carries what its hidden layers do, and study it before and after.
 
@@ -74,11 +80,14 @@ def align(
     """
     from tsprobe.alignment import read_align_spec, run_alignment
     from tsprobe.alignment.processes import together
+    from tsprobe.alignment.publish import check_repository, publish
     from tsprobe.study.progress import bars
     from tsprobe.study.run import pick_device
     from tsprobe.tracking import loss_curves
 
     spec = read_align_spec(config, overrides(set_, device))
+    if push is not None:
+        check_repository(push)
     folder = out or Path("runs") / config.stem
     with together(pick_device(spec.device)) as processes:
         tracking = spec.tracking.model_copy(update={"enabled": spec.tracking.enabled and processes.first})
@@ -98,6 +107,8 @@ def align(
     print_table(columns, [[f"{r[c]:.3f}" if isinstance(r[c], float) else str(r[c]) for c in columns] for r in rows])
     print(f"teacher: {', '.join(outcome.teachers)}")
     print(f"encoder: aligned:{folder / 'encoder'}")
+    if push is not None:
+        print(f"hub:     {publish(folder, push, private=not public)}, loaded as aligned:{push}")
 
 
 @app.command()
