@@ -10,9 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from hub_server import TOKEN, hub
 
 import tsprobe as tp
-from tests.hub_server import TOKEN, hub
 from tsprobe.alignment.publish import WEIGHTS, card, publish
 from tsprobe.errors import EncoderError, SpecError
 
