@@ -1,6 +1,7 @@
 # `make quickstart` and `make test` set everything up on a fresh machine; a second run installs nothing.
 PYTHON ?= python3
 VENV ?= .venv
+JOBS ?= 2
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -13,8 +14,8 @@ quickstart: $(VENV)/.standard  ## study real encoders on real data: verdicts, re
 atlas: $(VENV)/.dev  ## studies and alignments of all shipped encoders; an hour or two; rewrites docs/ATLAS.md
 	$(BIN)/tsprobe atlas configs/atlas.yaml --document docs/ATLAS.md
 
-test: $(VENV)/.dev lint  ## the whole check: style, types, import directions, tests
-	$(BIN)/python -m pytest
+test: $(VENV)/.dev lint  ## the whole check: style, types, import directions, tests (JOBS processes)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 bench: $(VENV)/.dev  ## all benchmarks for the CPU, one after the other; rewrites benchmarks/results
 	for name in pooling extraction probes ridge_statistics study_cpu sweep; do $(BIN)/python benchmarks/$$name.py || exit 1; done

@@ -1,6 +1,14 @@
-"""Shared fixtures, and Triton's interpreter where there is no GPU: triton looks at the setting when it is imported."""
+"""Shared fixtures, and settings that packages read when they are imported.
+
+Where pytest-xdist runs several processes, they share the cores: torch with a thread for each core in all of them would be
+many times slower. Triton runs in its interpreter where there is no GPU.
+"""
 
 import os
+
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
+    each = max(1, (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))
+    os.environ["OMP_NUM_THREADS"] = str(each)  # processes that tests start have it too
 
 import pytest
 import torch
