@@ -33,7 +33,7 @@ def test():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("estimator", [LayerTransformer, LayerClassifier, LayerRegressor])
+@pytest.mark.parametrize("estimator", [LayerTransformer, LayerClassifier, LayerRegressor, LayerForecaster])
 def test_sktime_checks_pass(estimator, monkeypatch):
     """With a tiny encoder, since they fit hundreds of times; examples in docstrings are run with their own."""
     monkeypatch.setattr("tsprobe.sktime.DEFAULT", "waves")
