@@ -35,3 +35,13 @@ def test_probes_against_scikit_learn(script: Any, probe: str) -> None:
     for row in rows:
         assert abs(row["accuracy"][0] - row["accuracy"][1]) < 0.1
         assert all(row["way"] in module.line(row) for row in rows)
+
+
+@pytest.mark.filterwarnings("ignore")  # of plotting libraries, when the report is drawn
+def test_a_whole_study_against_the_number_of_series(script: Any, tmp_path: Path) -> None:
+    module = script("many_series")
+    row = module.study(400, tmp_path / "study")
+    assert row.n == 400
+    assert 0 < row.best < 1
+    assert (tmp_path / "study" / "verdicts.csv").exists()
+    assert "| 400 |" in module.table([row])
