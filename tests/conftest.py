@@ -1,7 +1,7 @@
 """Shared fixtures, and settings that packages read when they are imported.
 
-Where pytest-xdist runs several processes, they share the cores: torch with a thread for each core in all of them would be
-many times slower. Triton runs in its interpreter where there is no GPU.
+Where pytest-xdist runs several processes, they share the cores: torch with a thread for each core in all of them would
+be many times slower. Triton runs in its interpreter where there is no GPU.
 """
 
 import os

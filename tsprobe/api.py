@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from tsprobe.encoders import load_encoder
 from tsprobe.encoders.base import Encoder
 from tsprobe.errors import MissingPackageError, SpecError
+from tsprobe.mirror import placed
 from tsprobe.study import Study, StudySpec, make_spec, run_study
 from tsprobe.study.progress import bars
 from tsprobe.tasks.base import Task
@@ -36,8 +37,9 @@ def probe(
 
     Encoders and tasks are names, or objects of `load_encoder`, `Classification` and their likes. Further settings
     are those of a config file (`controls`, `layers`, `folds`, `missing`, `level`, ...). With `out` the study is kept
-    in that folder with its report, resumed from it and logged to MLflow (`tracking={"enabled": False}` for none, or
-    `{"uri": ...}`); without, it lives in a temporary one as long as the result does.
+    in that folder, or at an address that fsspec reaches, with its report, resumed from it and logged to MLflow
+    (`tracking={"enabled": False}` for none, or `{"uri": ...}`); without, it lives in a temporary one as long as the
+    result does.
 
     Raises `SpecError` for a setting that makes no sense, `DataError` and `EncoderError` as loading does.
     """
@@ -48,22 +50,23 @@ def probe(
          "tasks": list(named_tasks),
          "poolings": _list(poolings), "probes": _list(probes), "seeds": _list(seeds)} | settings
     )  # fmt: skip
-    folder = Path(tempfile.mkdtemp(prefix="tsprobe-") if out is None else out)
+    where = tempfile.mkdtemp(prefix="tsprobe-") if out is None else out
     try:
-        with bars() as stage:
+        with bars() as stage, placed(where) as place:
             study = run_study(
-                spec, folder, stage=stage,
+                spec, place.folder, stage=place.told(stage),
                 encoders={name: e for name, e in named_encoders.items() if isinstance(e, Encoder)},
                 tasks={name: t for name, t in named_tasks.items() if isinstance(t, Task)},
             )  # fmt: skip
+            if out is not None:
+                study.report(place.folder / "report.html")
     except BaseException:
         if out is None:
-            shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(where, ignore_errors=True)
         raise
     if out is None:
-        weakref.finalize(study, shutil.rmtree, folder, ignore_errors=True)
+        weakref.finalize(study, shutil.rmtree, where, ignore_errors=True)
     else:
-        study.report(folder / "report.html")
         _track(study, spec)
     return study
 

@@ -7,13 +7,24 @@ and keeps its traceback.
 from __future__ import annotations
 
 import difflib
+import lzma
+import pickle
+import struct
+import tokenize
 import warnings
+import zipfile
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
+
+LONGEST = 2000  # characters of a message: what it quotes may come from a file that holds anything
 
 
 class TsprobeError(Exception):
     """A mistake that the caller can mend; the message names it and what would be right."""
+
+    def __str__(self) -> str:
+        return _shortened(super().__str__())
 
 
 class DataError(TsprobeError):
@@ -38,7 +49,7 @@ class UnknownNameError(TsprobeError, KeyError):
         super().__init__(self.message)
 
     def __str__(self) -> str:  # KeyError would show the repr, quotes included
-        return self.message
+        return _shortened(self.message)
 
 
 class MissingPackageError(TsprobeError, ImportError):
@@ -53,10 +64,31 @@ class StorageError(TsprobeError):
     """The disk refused: no space, no permission, or a damaged file that must be removed first."""
 
 
+class ClusterError(TsprobeError):
+    """A cluster that cannot be reached, has not what a study asks for, or lost workers too often."""
+
+
 class DamagedWarning(UserWarning):
     """A kept result could not be read as what it was written as, and is made again."""
 
 
+# What packages that read files (numpy, pandas, zarr, torch, zipfile, ...) raise on those that are cut short or changed,
+# where they did not think of it; beside what the system raises, an `OSError`. Catch it around such a call alone.
+DAMAGE = (
+    ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError, RuntimeError, EOFError,
+    MemoryError, SystemError, SyntaxError, struct.error, zipfile.BadZipFile, zlib.error, lzma.LZMAError,
+    tokenize.TokenError, pickle.UnpicklingError,
+)  # fmt: skip
+
+
+def _shortened(message: str) -> str:
+    return message if len(message) <= LONGEST else f"{message[: LONGEST - 500]} [...] {message[-400:]}"
+
+
+def reason(error: BaseException) -> str:
+    """What an error of another package says, short and on one line; its kind where it says nothing."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
 def warn_damaged(path: Path, error: BaseException) -> None:
-    why = " ".join(str(error).split())[:200] or type(error).__name__
-    warnings.warn(f"{path} is damaged and is made again ({why})", DamagedWarning, stacklevel=3)
+    warnings.warn(f"{path} is damaged and is made again ({reason(error)})", DamagedWarning, stacklevel=3)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import re
 import socket
@@ -14,11 +15,26 @@ import zipfile
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from tsprobe.errors import StorageError
+from tsprobe.errors import DAMAGE, StorageError, reason
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def no_path(name: str) -> str | None:
+    """Why a name, which may hold a path, can be none on any system; None where it can."""
+    if "\0" in name or any(len(part.encode(errors="replace")) > 255 for part in name.split("/")):
+        return "it holds a zero byte, or more than 255 bytes between two '/'"
+    try:
+        for mark in (None, ":", "/"):
+            Path(name if mark is None else name.partition(mark)[2]).expanduser()
+    except RuntimeError:
+        return "it begins with the home folder of nobody"
+    return None
 
 
 def package_folder(name: str) -> Path | None:
@@ -106,15 +122,109 @@ def _owner(folder: Path) -> str:
         return "another process"
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises `OSError`, and `ValueError` for another content."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"it holds a {type(found).__name__} and no object")
+    return found
+
+
+def read_table(path: Path, **settings: Any) -> pd.DataFrame:
+    """A CSV file, by pandas with these settings. Raises `OSError`, and `ValueError` for a file that is no table.
+
+    Numbers are read as Python reads them: the reader of pandas 2 ends the process at one with an exponent of ten
+    digits (pandas issue 63089).
+    """
+    import pandas as pd
+
+    try:
+        return pd.read_csv(path, float_precision="round_trip", **settings)
+    except DAMAGE as error:
+        raise ValueError(reason(error)) from error
+
+
+def read_parquet(path: Path) -> pd.DataFrame:
+    """Raises `OSError`, and `ValueError` for a file that is damaged, or would fill the memory."""
+    try:
+        import pandas as pd
+        import pyarrow.parquet as pq
+
+        about = pq.read_metadata(path)
+        refuse_growth(
+            8 * about.num_rows * about.num_columns, path.stat().st_size
+        )  # a run of equal values takes no room
+        return pd.read_parquet(path)
+    except DAMAGE as error:
+        raise ValueError(reason(error)) from error
+
+
+def read_array(path: Path) -> np.ndarray:
+    """The array of an `.npy`. Raises `OSError`, and `ValueError` for a file that is damaged, holds objects, or is
+    shorter than it says."""
+    with path.open("rb") as handle:
+        return _array(handle, path.stat().st_size)
+
+
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """All arrays of an `.npz`. Raises what numpy raises, and `ValueError` for one that holds objects or would fill the
-    memory."""
-    with path.open("rb") as handle, zipfile.ZipFile(handle) as archive:
-        size = sum(entry.file_size for entry in archive.infolist())
-        if size > _LARGE and size > _BOMB * path.stat().st_size:
-            raise ValueError(f"it unpacks to {size / 1e9:.1f} GB, {size / path.stat().st_size:.0f} times its size")
-    with path.open("rb") as handle, np.load(handle, allow_pickle=False) as arrays:
-        return {name: arrays[name] for name in arrays.files}
+    """All arrays of an `.npz`. Raises as `read_array` does, and `ValueError` for one that would fill the memory."""
+    with path.open("rb") as handle:
+        refuse_bomb(handle)
+        try:
+            with zipfile.ZipFile(handle) as archive:
+                return {entry.filename.removesuffix(".npy"): _member(archive, entry) for entry in archive.infolist()}
+        except DAMAGE as error:
+            raise ValueError(reason(error)) from error
+
+
+def refuse_bomb(handle: IO[bytes]) -> None:
+    """Raise `ValueError` for a zip file that unpacks to more than it can be meant to; other files are let pass."""
+    try:
+        if not zipfile.is_zipfile(handle):
+            return
+        with zipfile.ZipFile(handle) as archive:
+            size = sum(entry.file_size for entry in archive.infolist())
+    except DAMAGE as error:
+        raise ValueError(reason(error)) from error
+    finally:
+        packed = handle.seek(0, os.SEEK_END)
+        handle.seek(0)
+    refuse_growth(size, packed)
+
+
+def folder_bytes(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def refuse_growth(size: int, packed: int) -> None:
+    """Raise `ValueError` for what grows from `packed` bytes to more than it can be meant to."""
+    if size > _LARGE and size > _BOMB * packed:
+        raise ValueError(f"it unpacks to {size / 1e9:.1f} GB, {size / packed:.0f} times its size")
+
+
+def _member(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.ndarray:
+    with archive.open(entry) as handle:
+        return _array(handle, entry.file_size)
+
+
+def _array(handle: IO[bytes], size: int) -> np.ndarray:
+    """The array of a file of so many bytes, whose head is compared with them before anything is allocated."""
+    kinds = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    try:
+        version = np.lib.format.read_magic(handle)
+        if version not in kinds:
+            raise ValueError(f"format {version[0]}.{version[1]} of arrays is not read")
+        shape, _, kind = kinds[version](handle)
+    except DAMAGE as error:
+        raise ValueError(f"its head is no array's ({reason(error)})") from error
+    least = math.prod(shape) * max(kind.itemsize, 1)
+    if not kind.hasobject and (min(shape, default=0) < 0 or least > size - handle.tell()):
+        raise ValueError(f"it is to hold an array of shape {shape}, and has {size - handle.tell()} bytes")
+    handle.seek(0)
+    return np.lib.format.read_array(handle, allow_pickle=False)
 
 
 def safe_name(name: str) -> str:

@@ -9,7 +9,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import to_jsonable_python
 
-from tsprobe.errors import SpecError, UnknownNameError
+from tsprobe.errors import DAMAGE, SpecError, UnknownNameError, reason
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -48,18 +48,51 @@ def read_settings(path: Path, overrides: tuple[str, ...] = ()) -> dict[str, Any]
     Raises `SpecError`.
     """
     try:
-        settings = yaml.safe_load(path.read_text())
+        settings = read_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise SpecError(f"no such config: {path}") from error
     except (OSError, UnicodeDecodeError) as error:
         raise SpecError(f"cannot read {path}: {error}") from error
-    except yaml.YAMLError as error:
-        raise SpecError(f"{path} is not plain YAML: {' '.join(str(error).split())}") from error
+    except ValueError as error:
+        raise SpecError(f"{path} is not plain YAML: {error}") from error
     if not isinstance(settings, dict):
         raise SpecError(f"{path} must hold settings, one a line, not a {type(settings).__name__}")
-    for override in overrides:
-        _override(settings, override)
+    for change in overrides:
+        override(settings, change)
     return settings
+
+
+_MOST = 100_000  # values: a document of aliases of aliases stands for more than any memory holds
+
+
+def read_yaml(text: str) -> Any:
+    """Plain values. Raises `ValueError` for what is no YAML, tags that would build objects, a value that is not of the
+    kind that its tag says, and aliases that stand for themselves or for too much."""
+    try:
+        found = yaml.safe_load(text)
+        count = _count(found, {}, ())
+    except yaml.YAMLError as error:
+        raise ValueError(" ".join(str(error).split())) from error
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    except DAMAGE as error:
+        raise ValueError(reason(error)) from error
+    if count > _MOST:
+        raise ValueError(f"with its aliases written out it has more than {_MOST} values")
+    return found
+
+
+def _count(found: Any, known: dict[int, int], above: tuple[int, ...]) -> int:
+    """Values in a document, those of an alias as often as it stands for them."""
+    if not isinstance(found, (dict, list, set, tuple)):
+        return 1
+    if id(found) in above:
+        raise ValueError("an alias stands within what it stands for")
+    if id(found) not in known:
+        inside = (*above, id(found))
+        parts = [*found, *found.values()] if isinstance(found, dict) else list(found)
+        known[id(found)] = 1 + sum(_count(part, known, inside) for part in parts)
+    return known[id(found)]
 
 
 def validated(model: type[M], settings: dict[str, Any]) -> M:
@@ -90,14 +123,15 @@ def _fields(model: Any, path: list[str]) -> list[str]:
     return list(getattr(model, "model_fields", None) or getattr(model, "__dataclass_fields__", {}))
 
 
-def _override(settings: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
+def override(settings: dict[str, Any], change: str) -> None:
+    """Change settings by a text such as `tracking.enabled=false`. Raises `SpecError`."""
+    key, equals, text = change.partition("=")
     if not equals or not key.strip():
-        raise SpecError(f"--set takes NAME=VALUE, not {override!r}")
+        raise SpecError(f"--set takes NAME=VALUE, not {change!r}")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise SpecError(f"--set {key}: {text!r} is not a YAML value") from error
+        value = read_yaml(text)
+    except ValueError as error:
+        raise SpecError(f"--set {key}: {text!r} is not a YAML value ({error})") from error
     *path, last = key.strip().split(".")
     for part in path:
         settings = settings.setdefault(part, {})

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tsprobe.cli.shared import Device, Out, Resume, app, cell, overrides, print_table, say, tracked
+
+if TYPE_CHECKING:
+    from tsprobe.sweep import Sweep
 
 
 @app.command()
@@ -22,31 +25,37 @@ def sweep(
 ) -> None:
     """Search layers, combinations of them, poolings, probes and strengths with Optuna, on inner training folds.
 
-    The test set is read once, for the chosen trial. A sweep that was stopped runs the trials that are missing. Exits
-    with 1 where the tracking store could not be reached, with 2 for a mistake in the request.
+    A config with align: searches the settings of an alignment instead, such as rate, mask, teacher and steps; see
+    configs/sweep_align.yaml. The test set is read once, for the chosen trial. A sweep that was stopped runs the trials
+    that are missing. Exits with 1 where the tracking store could not be reached, with 2 for a mistake in the request.
     """
     from tsprobe.study.progress import bars
-    from tsprobe.sweep import read_sweep_spec, run_sweep
+    from tsprobe.sweep import TuningSweepSpec, read_sweep_spec, run_sweep, run_tuning_sweep
     from tsprobe.tracking import log_sweep
 
     spec = read_sweep_spec(config, overrides(set_, device))
     folder = out or Path("runs") / config.stem
     with bars() as stage:
-        found = run_sweep(spec, folder, stage=stage, fresh=not resume)
+        if isinstance(spec, TuningSweepSpec):
+            found = run_tuning_sweep(spec, folder, stage=stage, fresh=not resume)
+        else:
+            found = run_sweep(spec, folder, stage=stage, fresh=not resume)
+        if not found.best:
+            print(found.message)
+            print(f"before:  {folder / 'before' / 'report.html'}")
+            return
         with stage("MLflow", 1):
             logged, logging_failed = tracked(
                 "sweep", found.folder, spec.tracking,
                 lambda uri: log_sweep(found, spec.dump(), uri, spec.tracking.experiment),
             )  # fmt: skip
-    best = found.best
-    test = best["test"]
-    header = ["trial", *best["params"], "inner", "test", "interval"]
-    interval = f"[{test['low']:.3f}, {test['high']:.3f}]"
-    row = [best["trial"], *best["params"].values(), f"{best['inner_score']:.3f}", f"{test['score']:.3f}", interval]
-    print_table(header, [[cell(value) for value in row]])
+    if isinstance(spec, TuningSweepSpec):
+        _show_tuning(found)
+    else:
+        _show_readout(found)
     print(f"trials:  {', '.join(f'{n} {state}' for state, n in found.trials['state'].value_counts().items())}")
-    if "compared" in best:
-        grid = best["compared"]
+    if "compared" in found.best:
+        grid = found.best["compared"]
         print(
             f"grid:    best of {grid['cells']} settings {grid['best']:.3f} [{grid['low']:.3f}, {grid['high']:.3f}], "
             f"of the trials {grid['best_of_sweep']:.3f}; within from trial {grid['trials_to_within']} on"
@@ -55,6 +64,35 @@ def sweep(
     print(logged)
     if logging_failed:
         raise typer.Exit(1)
+
+
+def _show_readout(found: Sweep) -> None:
+    best, test = found.best, found.best["test"]
+    header = ["trial", *best["params"], "inner", "test", "interval"]
+    interval = f"[{test['low']:.3f}, {test['high']:.3f}]"
+    row = [best["trial"], *best["params"].values(), f"{best['inner_score']:.3f}", f"{test['score']:.3f}", interval]
+    print_table(header, [[cell(value) for value in row]])
+
+
+def _show_tuning(found: Sweep) -> None:
+    best = found.best
+    if found.message:
+        print(found.message)
+    header = ["trial", *best["params"], "inner", "price"]
+    row = [best["trial"], *best["params"].values(), f"{best['inner_score']:+.3f}", f"{best['price']:.3f}"]
+    print_table(header, [[cell(value) for value in row]])
+    rows = []
+    for one in best["test"]:
+        interval = "" if one["change_low"] is None else f"[{one['change_low']:+.3f}, {one['change_high']:+.3f}]"
+        inner = best["inner"].get(one["family"])
+        lifted = one["family"] in best["lifted"]
+        inner_text = "" if inner is None else f"{inner:+.3f}"
+        rows.append([one["family"], cell(lifted), str(one["tasks"]), inner_text, f"{one['change']:+.3f}", interval])
+    print_table(["family", "to lift", "tasks", "inner", "test", "interval"], rows)
+    for line in best["left_out"]:
+        say(f"left out: {line}")
+    print(f"chosen:  {found.folder / best['folder'] / 'report.html'}")
+    print(f"encoder: aligned:{found.folder / best['encoder']}")
 
 
 @app.command()

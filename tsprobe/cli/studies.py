@@ -3,11 +3,46 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tsprobe.cli.shared import Device, Missing, Nan, Out, app, cell, overrides, print_table, say, show_verdicts, tracked
+
+if TYPE_CHECKING:
+    from tsprobe.study.filled import Fill
+
+_CLUSTER = "On a cluster"
+OutOrAddress = Annotated[
+    str | None,
+    typer.Option(
+        help="Output folder, by default runs/NAME_OF_THE_CONFIG; or an address that fsspec reaches, such as "
+        "s3://BUCKET/FOLDER: finished cells are sent there as they come."
+    ),
+]
+OnCluster = Annotated[
+    str | None,
+    typer.Option(
+        "--cluster", metavar="local|auto|ADDRESS", rich_help_panel=_CLUSTER,
+        help="Run on Ray: on this machine's processors, on the cluster that it is part of, at HOST:PORT or at "
+        "ray://HOST:PORT. Workers load encoders and tasks by name; they need no folder in common.",
+    ),
+]  # fmt: skip
+Shard = Annotated[
+    int | None,
+    typer.Option(rich_help_panel=_CLUSTER, help="Series that a worker reads at a time, of panels with more; 4096."),
+]
+Cpus = Annotated[
+    float | None, typer.Option(rich_help_panel=_CLUSTER, help="Processors, and threads, of a piece of work; 1.")
+]
+Gpus = Annotated[
+    float | None,
+    typer.Option(
+        rich_help_panel=_CLUSTER,
+        help="GPUs of a piece of work with an encoder, 0.5 for two of them on one; by default 1 where --device allows "
+        "it and a node has one.",
+    ),
+]
 
 
 @app.command()
@@ -16,26 +51,32 @@ def run(
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Change a setting, e.g. --set seeds=[0,1].")
     ] = None,
-    out: Out = None,
+    out: OutOrAddress = None,
     device: Device = None,
     resume: Annotated[bool, typer.Option("--resume/--fresh", help="Keep finished cells, or forget them.")] = True,
     nan: Missing = None,
+    cluster: OnCluster = None,
+    shard: Shard = None,
+    cpus: Cpus = None,
+    gpus: Gpus = None,
 ) -> None:
     """Run a study: every layer of every encoder on every task, with controls, verdicts and a report.
 
-    A study that was stopped goes on where it was. Exits with 0 when everything was run and logged, with 1 when an
-    encoder could not be run on a task or the tracking store could not be reached, with 2 for a mistake in the request.
+    A study that was stopped goes on where it was, also on a cluster, and also on another machine if it was sent to an
+    address. Exits with 0 when everything was run and logged, with 1 when an encoder could not be run on a task or the
+    tracking store could not be reached, with 2 for a mistake in the request or a cluster or store that refuses.
     """
+    from tsprobe.mirror import is_address, placed
     from tsprobe.study import read_spec, run_study
     from tsprobe.study.progress import bars
     from tsprobe.tracking import log_study
 
     spec = read_spec(config, (*overrides(set_, device), *([f"missing={nan.value}"] if nan else ())))
-    folder = out or Path("runs") / config.stem
-    with bars() as stage:
-        study = run_study(spec, folder, stage=stage, fresh=not resume)
+    fill = _filling(cluster, {"shard": shard, "cpus": cpus, "gpus": gpus})
+    with bars() as stage, placed(out or Path("runs") / config.stem, fresh=not resume) as place:
+        study = run_study(spec, place.folder, stage=place.told(stage), fresh=not resume, fill=fill)
         with stage("report", 1):
-            page = study.report(folder / "report.html")
+            page = study.report(place.folder / "report.html")
         with stage("MLflow", 1):
             logged, logging_failed = tracked(
                 "study", study.folder, spec.tracking, lambda uri: log_study(study, uri, spec.tracking.experiment)
@@ -46,13 +87,32 @@ def run(
         say(f"left out: {pair['encoder']} on {pair['task']}: {pair['reason']}")
     print(f"report:  {page}")
     print(logged)
+    if is_address(out or ""):
+        print(f"sent to: {out}")
     if left_out or logging_failed:
         raise typer.Exit(1)
 
 
+def _filling(address: str | None, given: dict[str, Any]) -> Fill | None:
+    """What fills the study's folder: a cluster, if one is named."""
+    from tsprobe.errors import SpecError
+
+    given = {name: value for name, value in given.items() if value is not None}
+    if address is None:
+        if given:
+            raise SpecError(f"--{next(iter(given))} is for studies on a cluster: name one with --cluster")
+        return None
+    from tsprobe.cluster import Cluster, on_cluster
+    from tsprobe.settings import validated
+
+    return on_cluster(validated(Cluster, {"address": address, **given}))
+
+
 @app.command()
 def report(
-    folders: Annotated[list[Path], typer.Argument(help="The folder of a finished study, or those of alignments.")],
+    folders: Annotated[
+        list[str], typer.Argument(help="The folder or address of a finished study, or the folders of alignments.")
+    ],
     out: Annotated[
         Path | None, typer.Option(help="The page; by default in the study's folder, or beside the first alignment's.")
     ] = None,
@@ -63,17 +123,18 @@ def report(
     that as one page.
     """
     from tsprobe.alignment.families import FILE, as_text, tradeoff
+    from tsprobe.mirror import is_address
     from tsprobe.report.tradeoff import write_tradeoff
     from tsprobe.study import Study
 
-    if len(folders) > 1 or (folders[0] / FILE).exists():
-        table = tradeoff(folders)
+    paths = [Path(folder) for folder in folders]
+    if len(paths) > 1 or (paths[0] / FILE).exists():
+        table = tradeoff(paths)
         print_table(*as_text(table))
-        print(f"report:  {write_tradeoff(out or folders[0].resolve().parent / 'tradeoff.html', table)}")
+        print(f"report:  {write_tradeoff(out or paths[0].resolve().parent / 'tradeoff.html', table)}")
         return
-    folder = folders[0]
-    study = Study.open(folder)
-    page = study.report(out or folder / "report.html")
+    study = Study.open(folders[0])
+    page = study.report(out or (Path() if is_address(folders[0]) else paths[0]) / "report.html")
     show_verdicts(study)
     print(f"report:  {page}")
 

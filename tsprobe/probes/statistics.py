@@ -12,8 +12,6 @@ is the inner score, whatever the metric. For regression the inner score is the m
 from __future__ import annotations
 
 import json
-import zipfile
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tsprobe.errors import DataError, StorageError
+from tsprobe.errors import DAMAGE, DataError, StorageError, reason
 from tsprobe.files import read_arrays, replace_file
 from tsprobe.metrics import Metric
 from tsprobe.probes import base
@@ -60,7 +58,9 @@ class Solution:
 
     def to(self, device: torch.device | str) -> Solution:
         """The same on another device."""
-        moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        moved: dict[str, Any] = {
+            name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)
+        }
         return replace(self, **moved)
 
 
@@ -203,8 +203,8 @@ class RidgeStatistics:
             meta = json.loads(str(data["meta"]))
             target = base.Target(meta["kind"], torch.from_numpy(data["y"]), meta["n_classes"])
             return cls.from_arrays(data, target, torch.from_numpy(data["folds"]), device)
-        except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-            raise StorageError(f"{path} is damaged ({error}); remove it and run again") from error
+        except (OSError, *DAMAGE) as error:
+            raise StorageError(f"{path} is damaged ({reason(error)}); remove it and run again") from error
 
     def tensors(self) -> dict[str, Tensor]:
         """All sums by name."""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import zipfile
-import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -64,12 +62,23 @@ class Cell:
             if meta["key"] != key.digest():
                 return None
             arrays = {name: data[name] for name in _ARRAYS}
+            found = cls(layers=tuple(meta["layers"]), seconds=float(meta["seconds"]), **arrays)
+            found._check()
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        except (OSError, ValueError, LookupError, TypeError) as error:
             warn_damaged(path, error)
             return None
-        return cls(layers=tuple(meta["layers"]), seconds=meta["seconds"], **arrays)
+        return found
+
+    def _check(self) -> None:
+        """Raise `ValueError` unless each array has numbers for each layer, and as many axes as it must have."""
+        if not all(isinstance(layer, str) for layer in self.layers):
+            raise ValueError("layers are names")
+        for name in _ARRAYS:
+            array, axes = getattr(self, name), 3 if name == "prediction" else 1
+            if array.dtype.kind not in "fiu" or array.ndim != axes or len(array) != len(self.layers):
+                raise ValueError(f"{name} is {array.dtype} of shape {list(array.shape)} for {len(self.layers)} layers")
 
 
 _ARRAYS = ("inner", "strength", "score", "prediction", "gradient_norm")

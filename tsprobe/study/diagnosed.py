@@ -20,7 +20,8 @@ from tsprobe.diagnostics.augment import declared, view
 from tsprobe.diagnostics.inputs import input_statistics
 from tsprobe.diagnostics.pooled import INPUTS, Measured, drawn_pairs, measure_pooled
 from tsprobe.diagnostics.views import measure_views
-from tsprobe.files import replace_text
+from tsprobe.errors import DAMAGE, warn_damaged
+from tsprobe.files import read_json, replace_text
 
 if TYPE_CHECKING:
     from jaxtyping import Int64
@@ -94,12 +95,18 @@ def token_values(pair: Pair, kept: Path | None) -> Values:
 
 def _load(path: Path, key: str) -> Values | None:
     try:
-        kept = json.loads(path.read_text())
-    except (OSError, ValueError):
+        kept = read_json(path)
+        if kept.get("key") != key:
+            return None
+        return {
+            layer: {name: Value(float(value), str(note)) for name, (value, note) in row.items()}
+            for layer, row in kept["values"].items()
+        }
+    except FileNotFoundError:
         return None
-    if kept.get("key") != key:
+    except (OSError, *DAMAGE) as error:
+        warn_damaged(path, error)
         return None
-    return {layer: {name: Value(*value) for name, value in row.items()} for layer, row in kept["values"].items()}
 
 
 def pooled_values(pair: Pair, sample: Features, rows: np.ndarray, taken: bool) -> dict[str, Measured]:

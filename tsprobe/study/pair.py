@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,12 @@ from tsprobe.diagnostics import TokenWatch
 from tsprobe.encoders.base import Encoder
 from tsprobe.encoders.baselines import LAYER, Baseline, Chance, windows
 from tsprobe.errors import warn_damaged
-from tsprobe.files import replace_text, safe_name
+from tsprobe.files import read_json, replace_text, safe_name
 from tsprobe.metrics import get_metric
 from tsprobe.pooling import Slots
 from tsprobe.probes import base, get_probe, probes_for
 from tsprobe.probes.base import Target
-from tsprobe.study import diagnosed, streamed
+from tsprobe.study import checked, diagnosed, streamed
 from tsprobe.study.cells import Cell, CellKey, cell_path
 from tsprobe.study.progress import Stage
 from tsprobe.study.spec import StudySpec
@@ -46,7 +46,9 @@ class Pair:
     spec: StudySpec
     folder: Path
     stage: Stage
-    read: streamed.Streamed | None = None  # what the passes without kept features gave, if they were made elsewhere
+    read: streamed.Streamed | None = field(
+        default=None, kw_only=True
+    )  # what the passes without kept features gave, if they were made elsewhere
 
     def reading(self, split: str) -> Reading:
         spec = self.spec
@@ -105,7 +107,7 @@ class Pair:
     def _encoder_features(self, encoder: Encoder, split: str) -> Features:
         panel: Panel = getattr(self.task, split)
         reading = self.reading(split)
-        path = self.feature_path(panel.fingerprint(), reading)
+        path = self._feature_path(panel.fingerprint(), reading)
         features = _kept(path)
         if features is None:
             windows = len(cut(panel, encoder.facts, encoder.name))
@@ -126,7 +128,8 @@ class Pair:
         readings = [self.reading(split) for split in ("train", "test")]
         steps = [reading.steps for reading in readings]
         paths = [
-            self.feature_path(split + both, reading) for split, reading in zip(("train", "test"), readings, strict=True)
+            self._feature_path(split + both, reading)
+            for split, reading in zip(("train", "test"), readings, strict=True)
         ]
         train, test = map(_kept, paths)
         if train is None or test is None:
@@ -148,7 +151,7 @@ class Pair:
                 features.save(path)
         return train, test
 
-    def feature_path(self, fingerprint: str, reading: Reading) -> Path:
+    def _feature_path(self, fingerprint: str, reading: Reading) -> Path:
         key = json.dumps([fingerprint, self.fingerprint, repr(reading), self.spec.layers])
         return (
             self.folder / "features" / safe_name(self.encoder.name) / f"{safe_name(key)[-8:]}-{fingerprint[:16]}.zarr"
@@ -320,10 +323,13 @@ class Pair:
     def kept_details(self) -> dict[str, Any] | None:
         """Those that lie on disk."""
         try:
-            kept = json.loads(self._details_path.read_text())
-        except (OSError, ValueError):
+            kept = read_json(self._details_path)
+            return checked.details(kept) if kept.get("key") == self._details_key() else None
+        except FileNotFoundError:
             return None
-        return kept if kept.get("key") == self._details_key() else None
+        except (OSError, ValueError) as error:
+            warn_damaged(self._details_path, error)
+            return None
 
     def details(self) -> dict[str, Any]:
         """`notes` on what was read, and what `diagnosed.diagnose` gives. Kept beside the cells."""
@@ -344,7 +350,7 @@ class Pair:
             return {"diagnostics": [], "cka": {}, "views": ""}
         if self.passes is not None:
             return diagnosed.diagnose(self, self._streamed.sample, self.diagnosed, taken=True, kept=None)
-        beside = self.feature_path(self.task.train.fingerprint(), self.reading("train")).with_suffix(".tokens.json")
+        beside = self._feature_path(self.task.train.fingerprint(), self.reading("train")).with_suffix(".tokens.json")
         return diagnosed.diagnose(self, self.features[0], self.diagnosed, taken=False, kept=beside)
 
 

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import xarray as xr
-import yaml
 
-from tsprobe.errors import StorageError
-from tsprobe.files import replace_text
+from tsprobe.errors import DAMAGE, StorageError, reason
+from tsprobe.files import read_json, read_table, replace_text
+from tsprobe.mirror import fetched, is_address
+from tsprobe.settings import read_yaml
+from tsprobe.study import checked
 
 SCORES = (
     "encoder", "objective", "task", "family", "layer", "layer_index", "depth", "pooling", "probe", "seed", "metric",
@@ -37,8 +41,12 @@ class Study:
 
     @classmethod
     def open(cls, folder: str | Path) -> Study:
-        """Raise `StorageError` where the folder is not that of a finished study."""
-        study = cls(folder)
+        """Of a folder, or of an address that fsspec reaches (`s3://bucket/folder`), which is fetched.
+
+        Raise `StorageError` where the folder is not that of a finished study."""
+        study = cls(fetched(str(folder)) if is_address(folder) else folder)
+        if is_address(folder):
+            weakref.finalize(study, shutil.rmtree, study.folder, ignore_errors=True)
         missing = [
             n for n in ("scores.csv", "verdicts.csv", "study.zarr", "spec.yaml") if not (study.folder / n).exists()
         ]
@@ -49,17 +57,17 @@ class Study:
     @cached_property
     def scores(self) -> pd.DataFrame:
         """A row for each encoder, task, layer, pooling, probe and seed: the test score."""
-        return self._table("scores.csv")
+        return self._table("scores.csv", SCORES)
 
     @cached_property
     def verdicts(self) -> pd.DataFrame:
         """A row for each encoder and task: hidden, exposed or undecided."""
-        return self._table("verdicts.csv")
+        return self._table("verdicts.csv", VERDICTS)
 
     @cached_property
     def diagnostics(self) -> pd.DataFrame:
         """Label-free measures of each layer; where a `value` is NaN, its `note` says why."""
-        return self._table("diagnostics.csv")
+        return self._table("diagnostics.csv", DIAGNOSTICS)
 
     @cached_property
     def cka(self) -> pd.DataFrame:
@@ -74,11 +82,13 @@ class Study:
 
     @cached_property
     def spec(self) -> dict[str, Any]:
-        return yaml.safe_load((self.folder / "spec.yaml").read_text())
+        with _named(self.folder / "spec.yaml") as file:
+            return checked.spec(read_yaml(file.read_text(encoding="utf-8")))
 
     @cached_property
     def provenance(self) -> dict[str, Any]:
-        return json.loads((self.folder / "provenance.json").read_text())
+        with _named(self.folder / "provenance.json") as file:
+            return checked.provenance(read_json(file))
 
     @property
     def name(self) -> str:
@@ -87,7 +97,8 @@ class Study:
     @cached_property
     def tree(self) -> xr.DataTree:
         """A node for each encoder and task with dims layer, pooling, probe, seed."""
-        return xr.open_datatree(self.folder / "study.zarr", engine="zarr", consolidated=False).load()
+        with _named(self.folder / "study.zarr") as folder:
+            return checked.tree(xr.open_datatree(folder, engine="zarr", consolidated=False), folder).load()
 
     @property
     def controls(self) -> dict[str, str]:
@@ -100,8 +111,10 @@ class Study:
         folds prefer at that layer, and the score of chance."""
         nodes = {(node.attrs["encoder"], node.attrs["task"]): node for node in self.tree.leaves}
         rows = []
-        for key in zip(self.verdicts.encoder, self.verdicts.task, strict=True):
-            d, a = nodes[key].to_dataset(), nodes[key].attrs
+        with _named(self.folder / "study.zarr"):
+            pairs = checked.curves_of(nodes, self.verdicts)
+        for node in pairs:
+            d, a = node.to_dataset(), node.attrs
             frame = d[["layer_index", "depth", "curve", "low", "high", "curve_pooling", "curve_probe"]].to_dataframe()
             frame = frame.reset_index().rename(
                 columns={"curve": "score", "curve_pooling": "pooling", "curve_probe": "probe"}
@@ -127,11 +140,18 @@ class Study:
         write_report(self, Path(path))
         return Path(path)
 
-    def _table(self, name: str) -> pd.DataFrame:
-        try:
-            return pd.read_csv(self.folder / name, keep_default_na=True)
-        except (OSError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-            raise StorageError(f"{self.folder / name} cannot be read ({error}); run the study again") from error
+    def _table(self, name: str, columns: tuple[str, ...]) -> pd.DataFrame:
+        with _named(self.folder / name) as file:
+            return checked.table(read_table(file, dtype=dict.fromkeys(checked.TEXTS, str)), columns)
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[Path]:
+    """Name what is damaged, by whatever pandas, zarr and xarray raise on it. Raises `StorageError`."""
+    try:
+        yield path
+    except (OSError, *DAMAGE) as error:
+        raise StorageError(f"{path} cannot be read ({reason(error)}); run the study again") from error
 
 
 def write_table(path: Path, rows: list[dict[str, Any]], columns: tuple[str, ...]) -> None:

@@ -21,6 +21,7 @@ from tsprobe.probes import probes_for
 from tsprobe.stats import holm, verdict
 from tsprobe.study import provenance as made_by
 from tsprobe.study.entries import Entry, plan_entries
+from tsprobe.study.filled import Fill, Filled
 from tsprobe.study.pair import Pair
 from tsprobe.study.progress import Stage, silent
 from tsprobe.study.result import DIAGNOSTICS, SCORES, VERDICTS, Study, write_table, write_tree
@@ -38,19 +39,32 @@ def run_study(
     tasks: Mapping[str, Task] | None = None,
     stage: Stage = silent,
     fresh: bool = False,
+    fill: Fill | None = None,
 ) -> Study:
     """Run what is not there yet and write the artefacts. Objects in `encoders` and `tasks` stand for their names.
+
+    With `fill`, others compute first (`tsprobe.cluster`), who know encoders and tasks by name alone: SpecError for
+    objects. What they leave is computed here.
 
     An encoder that cannot take a task's series (too short, wrong channels, values that are not finite) is left out on
     that task alone, with the reason, and the study goes on; a mistake in the spec stops it before anything is run.
     Raises `StorageError` where another process is at work in the folder.
     """
+    if fill is not None and (encoders or tasks):
+        raise SpecError("a cluster loads encoders and tasks by name; objects of this process cannot be sent to it")
     with alone(folder):
-        return _run(spec, folder, dict(encoders or {}), dict(tasks or {}), stage, fresh=fresh)
+        return _run(spec, folder, dict(encoders or {}), dict(tasks or {}), stage, fresh=fresh, fill=fill)
 
 
 def _run(
-    spec: StudySpec, folder: Path, encoders: dict[str, Encoder], tasks: dict[str, Task], stage: Stage, *, fresh: bool
+    spec: StudySpec,
+    folder: Path,
+    encoders: dict[str, Encoder],
+    tasks: dict[str, Task],
+    stage: Stage,
+    *,
+    fresh: bool,
+    fill: Fill | None,
 ) -> Study:
     clock = {"loading": 0.0, "reading": 0.0, "forward": 0.0, "probing": 0.0, "statistics": 0.0}
     read: set[tuple[str, str]] = set()  # encoder and panel: tasks with the same series share the reading
@@ -58,11 +72,12 @@ def _run(
     if fresh:
         forget(folder)
     _sweep(folder)
-    device = pick_device(spec.device)
+    device = pick_device(spec.device if fill is None or spec.device == "cpu" else "auto")  # workers may have others
     loaded = _load_tasks(spec, tasks)
     entries = plan_entries(spec, encoders)
     replace_text(folder / "spec.yaml", yaml.safe_dump(spec.dump(), sort_keys=False))
     clock["loading"] = time.perf_counter() - begin
+    filled = Filled() if fill is None else fill(spec, folder, entries, loaded, stage)
 
     summaries: list[Summary] = []
     details: list[dict[str, Any]] = []
@@ -78,6 +93,7 @@ def _run(
             for task in loaded.values():
                 pair = Pair(encoder, fingerprint, task, spec, folder, stage)
                 try:
+                    filled.check(entry.name, task.name)
                     cells = list(pair.cells())
                     detail = pair.details()
                 except (DataError, EncoderError) as error:
@@ -87,13 +103,7 @@ def _run(
                     summaries.append(summarise(pair, cells))
                     clock["statistics"] += time.perf_counter() - begin
                     clock["probing"] += sum(cell.seconds for *_, cell in cells)
-                    for split, notes in detail["notes"].items():
-                        which = entry.name, getattr(task, split).fingerprint()
-                        if which not in read:
-                            read.add(which)
-                            forward = notes.get("forward_seconds", 0.0)
-                            clock["forward"] += forward
-                            clock["reading"] += notes["seconds"] - forward
+                    _count_reading(clock, read, entry, task, detail["notes"])
                     details.append({"node": summaries[-1].node, **detail})
                 advance(1)
             del encoder, pair
@@ -101,8 +111,20 @@ def _run(
     if not summaries:
         raise DataError(f"no encoder could be run on any task: {skipped[0]['reason']}")
     _write(folder, spec, summaries, details)
-    _write_provenance(folder, spec, device, entries, loaded, (facts, skipped, clock, details))
+    _write_provenance(folder, spec, device, entries, loaded, (facts, skipped, clock, details, filled.facts))
     return Study(folder)
+
+
+def _count_reading(
+    clock: dict[str, float], read: set[tuple[str, str]], entry: Entry, task: Task, notes: dict[str, dict[str, Any]]
+) -> None:
+    for split, part in notes.items():
+        which = entry.name, getattr(task, split).fingerprint()
+        if which not in read:
+            read.add(which)
+            forward = part.get("forward_seconds", 0.0)
+            clock["forward"] += forward
+            clock["reading"] += part["seconds"] - forward
 
 
 def forget(folder: Path) -> None:
@@ -220,7 +242,7 @@ def _write_provenance(
 ) -> None:
     import json
 
-    facts, skipped, clock, details = found
+    facts, skipped, clock, details, elsewhere = found
     missing = {
         f"{d['node'].attrs['encoder']} on {d['node'].attrs['task']}": d["notes"]
         for d in details
@@ -246,5 +268,6 @@ def _write_provenance(
         "left_out": skipped,
         "seconds": {stage: round(seconds, 2) for stage, seconds in clock.items()},
         "share_of_time_not_forward": round(1 - clock["forward"] / sum(clock.values()), 4),
+        **elsewhere,
     }
     replace_text(folder / "provenance.json", json.dumps(content, indent=2))
