@@ -66,7 +66,7 @@ def test_configs_are_valid(config: Path) -> None:
         assert read_align_spec(config).study.tasks
     elif config.stem.startswith("atlas"):
         assert read_atlas_spec(config).parts
-    elif config.stem == "sweep":
+    elif config.stem.startswith("sweep"):
         assert read_sweep_spec(config).trials
     else:
         assert read_spec(config).tasks

@@ -350,7 +350,6 @@ def _complete(folder: Path) -> dict[int, str]:
         ({"space": {"probes": {"ridge": {"low": 0.1, "high": 1}}}, "compare": "grid"}, "a grid needs lists"),
         ({"space": {"layers": ["block.1"], "probes": {"ridge": [1]}}}, "nothing to search"),
         ({"cost": "parameters", "pruner": "median"}, "cost adds a second"),
-        ({"align": {"recipe": "dense"}}, "a sweep over alignments is not there"),
         ({"encoders": ["baseline/catch22"]}, "has no layers to search"),
         ({"tasks": ["dense/regimes"]}, "whole series"),
         ({"tasks": ["sizes", "ucr/GunPoint?metric=balanced_accuracy"]}, "one metric, not accuracy, balanced_accuracy"),
@@ -422,3 +421,11 @@ def test_features_on_a_common_scale_are_an_unscaled_ridge() -> None:
     expected = Ridge(alpha=0.1 * 40 * x.var(0).mean()).fit(x, y).predict(x)
     assert common == pytest.approx(expected, abs=1e-8)
     assert np.abs(prediction() - expected).max() > 0.1
+
+
+def test_trials_that_were_stopped_stand_after_those_that_were_not() -> None:
+    from tsprobe.report.sweep import _rows
+
+    rows = [(0, "pruned", 0.9), (1, "complete", 0.5), (2, "failed", float("nan")), (3, "complete", 0.7)]
+    trials = pd.DataFrame(rows, columns=["number", "state", "score"])
+    assert [row[0] for row in _rows(trials)] == ["3", "1", "0", "2"]

@@ -102,7 +102,7 @@ def loss_curves(
 
 
 class Searched(Protocol):
-    """A sweep, as `tsprobe.sweep` gives it: a row for each trial, the chosen one, and a mark that tells it apart."""
+    """A sweep, as `tsprobe.sweep` gives it: a row for each trial, the chosen one, its numbers, and its mark."""
 
     @property
     def folder(self) -> Path: ...
@@ -115,6 +115,9 @@ class Searched(Protocol):
 
     @property
     def token(self) -> str: ...
+
+    @property
+    def figures(self) -> dict[str, float]: ...
 
 
 def log_sweep(found: Searched, spec: dict[str, Any], uri: str | None = None, experiment: str = "tsprobe") -> str:
@@ -138,11 +141,8 @@ def log_sweep(found: Searched, spec: dict[str, Any], uri: str | None = None, exp
             name = f"trial {row['number']}"
             if name not in logged and row["state"] != "running":
                 _log_trial(client, number, parent, name, row)
-        test = found.best["test"]
-        values = {"inner_score": found.best["inner_score"]} | {
-            f"test.{key}": test[key] for key in ("score", "low", "high")
-        }
-        _batch(client, parent, {}, [(key, value, found.best["trial"]) for key, value in values.items()], now)
+        values = [(_metric_name(key), value, found.best["trial"]) for key, value in found.figures.items()]
+        _batch(client, parent, {}, values, now)
         for file in SWEEP_ARTEFACTS:
             if (found.folder / file).exists():
                 client.log_artifact(parent, str(found.folder / file))
@@ -164,7 +164,7 @@ def _log_trial(client: Any, experiment: str, parent: str, name: str, row: dict[s
     began = now - int(1000 * row["seconds"]) if row["seconds"] == row["seconds"] else now
     tags = {"mlflow.parentRunId": parent, "tsprobe.state": row["state"]}
     run = client.create_run(experiment, start_time=began, run_name=name, tags=tags).info.run_id
-    measured = {key: row[key] for key in ("score", "parameters", "latency") if key in row}
+    measured = {key: row[key] for key in ("score", "parameters", "latency", "price") if key in row}
     known = ("number", "state", "seconds", *measured)
     params = {_metric_name(key): value for key, value in row.items() if key not in known and value == value and value}
     _batch(client, run, params, [(key, value, row["number"]) for key, value in measured.items()], now)

@@ -20,7 +20,8 @@ import torch
 
 from tsprobe.alignment.lift import Compared
 from tsprobe.alignment.teachers import gains_of
-from tsprobe.errors import SpecError
+from tsprobe.errors import SpecError, reason
+from tsprobe.files import read_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -80,11 +81,17 @@ def tradeoff(folders: Sequence[str | Path]) -> pd.DataFrame:
         file = Path(folder) / FILE
         if not file.is_file():
             raise SpecError(f"{folder} holds no finished alignment: {FILE} is not there")
-        table = pd.read_csv(file)
+        texts = ["encoder", "recipe", "control", "family", "layer_before", "layer_after"]
+        try:
+            table = read_table(file, dtype=dict.fromkeys(texts, str))
+        except (OSError, ValueError) as error:
+            raise SpecError(f"{file} cannot be read ({reason(error)})") from error
         missing = [name for name in COLUMNS if name not in table]
         if missing:
             raise SpecError(f"{file} lacks the columns {', '.join(missing)}")
-        texts = ["encoder", "recipe", "control", "family", "layer_before", "layer_after"]
+        wrong = [name for name in COLUMNS if name not in texts and table[name].dtype.kind not in "iuf"]
+        if wrong:
+            raise SpecError(f"{file}: the column {wrong[0]!r} is not numbers")
         tables.append(table.astype(dict.fromkeys(texts, object)).fillna(dict.fromkeys(texts, "")))
     if not tables:
         raise SpecError("name the folder of an alignment")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -98,13 +98,8 @@ def _run(
     processes.wait()
     if processes.first:
         replace_text(folder / "spec.yaml", yaml.safe_dump(spec.dump(), sort_keys=False))
-    spec = spec.model_copy(update={"device": processes.device(pick_device(spec.device))})
-    base = (encoder if encoder is not None else load_encoder(spec.encoder)).to(spec.device)
-    loaded |= {
-        n: load_task(n) for n in dict.fromkeys((*spec.study.tasks, *spec.labelled, *spec.series)) if n not in loaded
-    }
-    _refuse_early(spec, base, loaded)
-    work = _Work(spec, folder, base, loaded, stage, note if processes.first else None, processes)
+    work = Work.of(spec, folder, stage, encoder, loaded, note if processes.first else None, processes)
+    refuse_early(work.spec, work.base, work.tasks)
     before = work.before()
     teachers, message = find_teachers(spec, before)
     tuned = None
@@ -116,7 +111,7 @@ def _run(
     return Outcome(folder, teachers, lift, tuned, message, tuple(work.left_out))
 
 
-def _refuse_early(spec: AlignSpec, base: Encoder, tasks: dict[str, Task]) -> None:
+def refuse_early(spec: AlignSpec, base: Encoder, tasks: dict[str, Task]) -> None:
     """Raise what the tuning would raise for its request, before the study that comes first takes its time."""
     start = base if spec.cut is None else base.truncate(spec.cut)
     if not RECIPES[spec.recipe].labelled:
@@ -124,8 +119,8 @@ def _refuse_early(spec: AlignSpec, base: Encoder, tasks: dict[str, Task]) -> Non
 
 
 @dataclass
-class _Work:
-    """What is done for an alignment, and the tables that come of it."""
+class Work:
+    """What is done for an alignment, and the tables that come of it. `spec` names the device."""
 
     spec: AlignSpec
     folder: Path
@@ -139,6 +134,18 @@ class _Work:
     by_seed: list[dict[str, Any]] = field(default_factory=list)
     families: list[dict[str, Any]] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of(
+        cls, spec: AlignSpec, folder: Path, stage: Stage, encoder: Encoder | None = None,
+        tasks: Mapping[str, Task] | None = None, note: Note | None = None, processes: Processes = ALONE,
+    ) -> Work:  # fmt: skip
+        """Load what is not given; raises what loading raises."""
+        spec = spec.model_copy(update={"device": processes.device(pick_device(spec.device))})
+        base = (encoder if encoder is not None else load_encoder(spec.encoder)).to(spec.device)
+        loaded, named = dict(tasks or {}), dict.fromkeys((*spec.study.tasks, *spec.labelled, *spec.series))
+        loaded |= {name: load_task(name) for name in named if name not in loaded}
+        return cls(spec, folder, base, loaded, stage, note, processes)
 
     def before(self) -> dict[str, Before]:
         """The tasks that the encoder can take, in the order of the spec."""
@@ -164,7 +171,7 @@ class _Work:
             afters: dict[str, list[After]] = {name: [] for name in before}
             for seed in self.spec.seeds:
                 where = self._place(control, seed)
-                found = self._tune(control, seed, where, teachers)
+                found = self.tune(control, seed, where, teachers)
                 first = first or found
                 for name, after in self._after(found, where, list(before)).items():
                     afters[name].append(after)
@@ -196,7 +203,8 @@ class _Work:
         root = self.folder if seed == self.spec.seeds[0] else self.folder / SEEDS / str(seed)
         return root / OF_CONTROLS / control if control else root
 
-    def _tune(self, control: str, seed: int, where: Path, teachers: tuple[str, ...]) -> Encoder:
+    def tune(self, control: str, seed: int, where: Path, teachers: tuple[str, ...]) -> Encoder:
+        """Tune to the end, from where a stopped run was; "" is the recipe itself. Raises what `train.tune` does."""
         begin = time.perf_counter()
         its = self.spec.seeded(seed).controlled(control)
         taught = teachers if its.teacher == self.spec.teacher else (str(its.teacher),)
@@ -215,18 +223,27 @@ class _Work:
         return f"{self.spec.recipe}{' ' + control if control else ''}{number}"
 
     def _after(self, found: Encoder, where: Path, names: list[str]) -> dict[str, After]:
-        asked = self._study(found, where / AFTER)
-        fingerprint, folder = found.fingerprint(), where / AFTER
-        return {n: After.of(Pair(found, fingerprint, self.tasks[n], asked, folder, self.stage)) for n in names}
+        return self._cells(found, where / AFTER, self._study(found, where / AFTER), names)
 
-    def _study(self, of: Encoder, where: Path) -> StudySpec:
-        begin = time.perf_counter()
-        asked = make_spec(
+    def final_cells(self, found: Encoder, where: Path, names: Sequence[str]) -> dict[str, After]:
+        """The final layer of a tuned encoder on some tasks, read in a folder without a study of all layers."""
+        asked = self._asked(found, where).model_copy(update={"layers": (found.final,)})
+        return self._cells(found, where, asked, names)
+
+    def _cells(self, found: Encoder, where: Path, asked: StudySpec, names: Sequence[str]) -> dict[str, After]:
+        fingerprint = found.fingerprint()
+        return {n: After.of(Pair(found, fingerprint, self.tasks[n], asked, where, self.stage)) for n in names}
+
+    def _asked(self, of: Encoder, where: Path) -> StudySpec:
+        return make_spec(
             self.spec.study.model_dump() | {
                 "name": where.name, "encoders": [of.name], "controls": ["chance"], "device": self.spec.device,
                 "tracking": {"enabled": False},
             }
         )  # fmt: skip
+
+    def _study(self, of: Encoder, where: Path) -> StudySpec:
+        begin, asked = time.perf_counter(), self._asked(of, where)
         if self.processes.first:
             ran = run_study(asked, where, encoders={of.name: of}, tasks=self.tasks, stage=self.stage)
             ran.report(where / "report.html")

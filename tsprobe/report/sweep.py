@@ -36,8 +36,7 @@ def write_sweep_report(
     markup = jinja2.utils.markupsafe.Markup
     plots = [{"data": drawing["data"], "layout": drawing["layout"]} for drawing in drawings]
     page = environment().get_template("sweep.html.j2").render(
-        name=spec["name"], best=best, setting=_words(best["setting"]), cost=best["cost"],
-        interval=text.interval(best["test"]["low"], best["test"]["high"]), states=provenance["states"],
+        name=spec["name"], best=best, states=provenance["states"], **_chosen(spec, best),
         seconds=provenance["seconds"], provenance=provenance, drawings=drawings, columns=list(trials.columns),
         rows=_rows(trials), left_out=max(0, len(trials) - ROWS), compared=best.get("compared"),
         grid_setting=_words(best["compared"]["setting"]) if best.get("compared") else "",
@@ -46,6 +45,21 @@ def write_sweep_report(
     )  # fmt: skip
     replace_file(path, lambda handle: handle.write(page.encode("utf-8", errors="replace")))
     return path
+
+
+def _chosen(spec: dict[str, Any], best: dict[str, Any]) -> dict[str, Any]:
+    """The template that says what was chosen, a readout or a tuning, and what it needs."""
+    if "align" in spec:
+        setting = ", ".join(f"{name} {_value(value)}" for name, value in best["setting"].items())
+        return {"chosen": "sweep_tuning.html.j2", "setting": setting, "recipe": spec["align"]["recipe"],
+                "encoder": spec["align"]["encoder"], "changes": best["test"]}  # fmt: skip
+    test = best["test"]
+    return {"chosen": "sweep_readout.html.j2", "setting": _words(best["setting"]), "cost": best["cost"],
+            "interval": text.interval(test["low"], test["high"])}  # fmt: skip
+
+
+def _value(value: Any) -> str:
+    return " + ".join(map(str, value)) if isinstance(value, list | tuple) else _cell(value) or "none"
 
 
 def _words(setting: dict[str, Any]) -> str:
@@ -61,8 +75,11 @@ def _words(setting: dict[str, Any]) -> str:
 
 
 def _rows(trials: pd.DataFrame) -> list[list[str]]:
-    """The best first; numbers short, what is missing empty."""
-    ordered = trials.sort_values(["score", "number"], ascending=[False, True], na_position="last").head(ROWS)
+    """The best first, those that were stopped early after all that were not; numbers short, what is missing empty."""
+    ordered = trials.assign(stopped=trials["state"] != "complete").sort_values(
+        ["stopped", "score", "number"], ascending=[True, False, True], na_position="last"
+    )
+    ordered = ordered[trials.columns].head(ROWS)
     return [[_cell(value) for value in row] for row in ordered.astype(object).to_numpy().tolist()]
 
 

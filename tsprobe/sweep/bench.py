@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from tsprobe.capture.features import Features
-from tsprobe.errors import DataError, SpecError
 from tsprobe.metrics import get_metric
 from tsprobe.probes import base, get_probe
 from tsprobe.probes.base import Target
@@ -23,9 +22,6 @@ from tsprobe.tasks.base import Task
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
-
-# what a setting without a score raises: features that are not finite, a metric that is undefined, no solution
-NO_SCORE = (DataError, SpecError, ArithmeticError, torch.linalg.LinAlgError)
 
 Read = tuple[str, str, int | None, str]  # encoder, task, length, channels
 

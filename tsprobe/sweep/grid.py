@@ -10,8 +10,9 @@ import torch
 
 from tsprobe.metrics import get_metric
 from tsprobe.probes import get_probe
-from tsprobe.sweep.bench import NO_SCORE, Bench, scaled
+from tsprobe.sweep.bench import Bench, scaled
 from tsprobe.sweep.space import Setting
+from tsprobe.sweep.trials import NO_SCORE
 
 TOGETHER = 2**24  # numbers in the features that are solved together
 

@@ -7,12 +7,17 @@ from collections.abc import Callable
 from typing import Any
 
 from tsprobe.report.figures import safe
-from tsprobe.sweep.spec import SweepSpec
+from tsprobe.sweep.search import SearchSpec
+
+COSTS = {
+    "parameters": "parameters up to the last layer that is read", "latency": "milliseconds a series up to that layer",
+    "price": "what the family that loses most loses on inner folds",
+}  # fmt: skip
 
 Drawing = dict[str, Any]  # title, words, and a figure with `data` and `layout`
 
 
-def drawings(study: Any, spec: SweepSpec) -> list[Drawing]:
+def drawings(study: Any, spec: SearchSpec) -> list[Drawing]:
     """History, importances, slices, and with a cost the front; without those that too few trials give no ground for."""
     from optuna import visualization as draw
     from optuna.trial import TrialState
@@ -22,13 +27,13 @@ def drawings(study: Any, spec: SweepSpec) -> list[Drawing]:
     first: dict[str, Any] = {"target": lambda trial: trial.values[0], "target_name": "score"} if spec.cost else {}
     several = len({trial.values[0] for trial in complete}) > 1
     made = [
-        _drawing("History", "The score on inner folds of each trial, and the best so far.",
+        _drawing("History", "The score of each trial on inner folds, and the best so far.",
                  lambda: draw.plot_optimization_history(shown, **(first or {"target_name": "score"}))),
     ]  # fmt: skip
     if spec.cost:
         made.append(
             _drawing(
-                "Score against cost", f"On the front, no trial is better in both. Cost: {spec.cost} up to a layer.",
+                "Score against cost", f"On the front, no trial is better in both. Cost: {COSTS[spec.cost]}.",
                 lambda: draw.plot_pareto_front(shown, target_names=["score", str(spec.cost)]),
             )
         )  # fmt: skip

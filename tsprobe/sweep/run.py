@@ -3,56 +3,38 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
-import os
-import shutil
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib.metadata import version
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 
 from tsprobe.encoders.base import Encoder
-from tsprobe.errors import DataError, SpecError
 from tsprobe.files import alone, replace_text
-from tsprobe.report.sweep import write_sweep_report
-from tsprobe.study import provenance as made_by
 from tsprobe.study.progress import Stage, silent
 from tsprobe.study.run import pick_device
 from tsprobe.sweep import storage
 from tsprobe.sweep.bench import Bench
+from tsprobe.sweep.folder import (
+    Sweep,
+    complete,
+    open_folder,
+    provenance_of,
+    read_json,
+    run_missing,
+    table,
+    timed,
+    write,
+)
 from tsprobe.sweep.grid import score_grid
 from tsprobe.sweep.judged import inner_interval, judge
-from tsprobe.sweep.plots import drawings
 from tsprobe.sweep.reading import Reader
 from tsprobe.sweep.space import Setting, setting_of
 from tsprobe.sweep.spec import SweepSpec
-from tsprobe.sweep.storage import WHY, Place
-from tsprobe.sweep.trials import run_trials
 from tsprobe.tasks.base import Task
 
-FILES = (
-    "trials.csv", "best.json", "grid.csv", "spec.yaml", "provenance.json", "report.html", "costs.json", "study.json",
-    "study.db",
-)  # fmt: skip
 _EQUAL = 1e-6  # scores that are nearer than solvers agree
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """What a sweep left in its folder: a row for each trial, and the one that was chosen."""
-
-    folder: Path
-    trials: pd.DataFrame
-    best: dict[str, Any]
-    token: str
 
 
 def run_sweep(
@@ -71,60 +53,43 @@ def run_sweep(
     `StorageError` where the storage or the disk refuse, `DataError` where no trial has a score.
     """
     with alone(folder):
-        if fresh:
-            _forget(folder)
-        _refuse_other(spec, folder)
-        place = Place.of(spec, folder)
-        study = storage.begin(spec, place, folder, fresh=fresh)
-        replace_text(folder / "spec.yaml", yaml.safe_dump(spec.dump(), sort_keys=False))
+        place, study = open_folder(spec, folder, fresh=fresh)
         clock: dict[str, float] = {}
-        with _timed(clock, "reading"):
+        with timed(clock, "reading"):
             reader = Reader.of(spec, folder, pick_device(spec.device), stage, encoders or {}, tasks or {})
             bench = reader.bench()
             storage.refuse_changed(study, place, reader.fingerprints)
-        with _timed(clock, "trials"):
-            others = _run_missing(spec, bench, place, study, stage)
+        with timed(clock, "trials"):
+            others = run_missing(spec, bench, place, study, stage)
         chosen = _chosen(spec, study)
         compared = None
         if spec.compare:
-            with _timed(clock, "grid"):
+            with timed(clock, "grid"):
                 compared = _compare(spec, folder, bench, study, stage)
-        with _timed(clock, "test"):
+        with timed(clock, "test"):
             best = _judged(spec, folder, bench, reader, chosen)
         best |= {"compared": compared} if compared else {}
-        replace_text(folder / "best.json", json.dumps(best, indent=2))
-        return _write(spec, folder, study, best, reader, clock | {"workers' processors": others})
-
-
-def _run_missing(spec: SweepSpec, bench: Bench, place: Place, study: Any, stage: Stage) -> float:
-    """Gives the processor seconds of the workers."""
-    with storage.telling(place.storage), storage.quietly():
-        count = spec.trials
-        if spec.sampler == "grid":
-            asked = [bench.choices.parameters(setting) for setting in bench.choices.settings()]
-            storage.ask_for(study, asked)
-            count = len(asked)
-        done = len(storage.finished(study))
-        before = len(study.get_trials(deepcopy=False))
-    with stage(spec.name, count) as advance:
-        advance(min(done, count))
-        return run_trials(bench, spec, place, count - done, advance, since=before) if done < count else 0.0
+        trials, clock = table(spec, study), clock | {"workers' processors": others}
+        made = provenance_of(spec, folder, reader.device, reader.facts, reader.tasks, clock)
+        write(spec, folder, study, trials, best, made)
+        figures = {"inner_score": best["inner_score"]} | {
+            f"test.{name}": best["test"][name] for name in ("score", "low", "high")
+        }
+        return Sweep(folder, trials, best, read_json(folder / "study.json")["token"], figures)
 
 
 def _chosen(spec: SweepSpec, study: Any) -> Any:
     """The trial with the best score; among equals the cheapest, then the first."""
-    from optuna.trial import TrialState
 
-    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    if not complete:
-        reasons = [trial.user_attrs[WHY] for trial in storage.finished(study) if WHY in trial.user_attrs]
-        raise DataError(f"no trial of {spec.name} has a score: {reasons[0] if reasons else 'all were pruned'}")
-    return max(complete, key=lambda trial: (trial.values[0], *(-cost for cost in trial.values[1:]), -trial.number))
+    def worth(trial: Any) -> tuple[float, ...]:
+        return trial.values[0], *(-cost for cost in trial.values[1:]), -trial.number
+
+    return max(complete(spec, study), key=worth)
 
 
 def _judged(spec: SweepSpec, folder: Path, bench: Bench, reader: Reader, trial: Any) -> dict[str, Any]:
     """What is said of the chosen trial. Its test score is taken once; another one's is a further look, and counted."""
-    kept = _json(folder / "best.json")
+    kept = read_json(folder / "best.json")
     if kept.get("trial") == trial.number and kept.get("resamples") == spec.resamples:
         kept.pop("compared", None)
         return kept
@@ -166,74 +131,3 @@ def _first(values: list[float], least: float) -> int | None:
 
 def _flat(setting: Setting) -> dict[str, Any]:
     return {name: "+".join(value) if isinstance(value, tuple) else value for name, value in vars(setting).items()}
-
-
-def _write(
-    spec: SweepSpec, folder: Path, study: Any, best: dict[str, Any], reader: Reader, clock: dict[str, float]
-) -> Sweep:
-    trials = table(spec, study)
-    replace_text(folder / "trials.csv", trials.to_csv(index=False, float_format="%.10g", lineterminator="\n"))
-    states = {str(state): int(n) for state, n in trials["state"].value_counts().items()}
-    seconds = {name: round(value, 2) for name, value in clock.items()}
-    provenance = {
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": made_by.versions() | {"optuna": version("optuna")},
-        "device": made_by.describe_device(reader.device), "workers": spec.workers, "cores": os.cpu_count(),
-        "seed": spec.seed, "storage": storage.hidden_password(Place.of(spec, folder).storage), "states": states,
-        "encoders": reader.facts, "tasks": {name: made_by.describe_task(task) for name, task in reader.tasks.items()},
-        "seen_in_pretraining": made_by.seen_in_pretraining(reader.facts, reader.tasks), "seconds": seconds,
-    }  # fmt: skip
-    replace_text(folder / "provenance.json", json.dumps(provenance, indent=2))
-    with storage.quietly():
-        plots = drawings(study, spec)
-    write_sweep_report(folder / "report.html", spec.dump(), trials, best, provenance, plots)
-    return Sweep(folder, trials, best, _json(folder / "study.json")["token"])
-
-
-def table(spec: SweepSpec, study: Any) -> pd.DataFrame:
-    """A row for each trial: number, state, parameters, score and cost, seconds, and why it has no score."""
-    trials = [trial for trial in study.get_trials(deepcopy=False) if trial.state.name != "WAITING"]
-    names = list(dict.fromkeys(name for trial in trials for name in trial.params))
-    rows = []
-    for trial in trials:
-        values = dict(zip(("score", spec.cost or ""), trial.values or (), strict=False))
-        seconds = trial.duration.total_seconds() if trial.duration else math.nan
-        rows.append(
-            {"number": trial.number, "state": trial.state.name.lower(), **trial.params, **values, "seconds": seconds,
-             "why": trial.user_attrs.get(WHY, "")}
-        )  # fmt: skip
-    columns = ["number", "state", *names, "score", *([spec.cost] if spec.cost else []), "seconds", "why"]
-    return pd.DataFrame(rows, columns=columns)
-
-
-@contextmanager
-def _timed(clock: dict[str, float], name: str) -> Iterator[None]:
-    begin = time.perf_counter()
-    yield
-    clock[name] = time.perf_counter() - begin
-
-
-def _refuse_other(spec: SweepSpec, folder: Path) -> None:
-    path = folder / "spec.yaml"
-    if path.exists():
-        other, mine = yaml.safe_load(path.read_text()) or {}, spec.dump()
-        if not spec.same_run(other):
-            differ = [key for key in mine if key not in spec.LOOSE and mine[key] != other.get(key)]
-            raise SpecError(
-                f"{folder} holds a sweep with another {' and '.join(differ)}; take --fresh, or another --out"
-            )
-
-
-def _forget(folder: Path) -> None:
-    """Remove what a sweep wrote into a folder, but for the mark of its study, and nothing else."""
-    shutil.rmtree(folder / "features", ignore_errors=True)
-    for name in FILES:
-        if name not in ("study.json", "study.db"):  # the study is deleted in its storage
-            (folder / name).unlink(missing_ok=True)
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}

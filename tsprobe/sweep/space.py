@@ -75,30 +75,30 @@ class Choices:
     def ask(self, trial: Asks) -> Setting:
         """The setting that a trial chooses."""
         space = self.space
-        encoder = _one_of(trial, "encoder", tuple(self.layers))
+        encoder = one_of(trial, "encoder", tuple(self.layers))
         layers, combine = self._layers(trial, encoder)
-        probe = _one_of(trial, "probe", tuple(self.strengths))
+        probe = one_of(trial, "probe", tuple(self.strengths))
         return Setting(
             encoder,
-            _one_of(trial, "length", space.lengths),
-            _one_of(trial, "channels", space.channels),
+            one_of(trial, "length", space.lengths),
+            one_of(trial, "channels", space.channels),
             layers,
             combine,
-            _one_of(trial, "pooling", space.poolings),
-            _one_of(trial, "standardise", space.standardise),
+            one_of(trial, "pooling", space.poolings),
+            one_of(trial, "standardise", space.standardise),
             probe,
             self._strength(trial, probe),
         )
 
     def _layers(self, trial: Asks, encoder: str) -> tuple[tuple[str, ...], str]:
         names, space = self.layers[encoder], self.space
-        combine = _one_of(trial, "combine", space.combine)
-        first = _one_of(trial, self._layer_parameter(encoder, 1), names)
+        combine = one_of(trial, "combine", space.combine)
+        first = one_of(trial, self._layer_parameter(encoder, 1), names)
         if combine == "one":
             return (first,), combine
         members = min(space.members, len(names))
         count = 2 if members == 2 else trial.suggest_int("members", 2, members)
-        others = [_one_of(trial, self._layer_parameter(encoder, i), names) for i in range(2, count + 1)]
+        others = [one_of(trial, self._layer_parameter(encoder, i), names) for i in range(2, count + 1)]
         chosen = {first, *others}  # the same layer twice is that layer once
         return tuple(name for name in names if name in chosen), combine if len(chosen) > 1 else "one"
 
@@ -110,7 +110,7 @@ class Choices:
     def _strength(self, trial: Asks, probe: str) -> float:
         name, strengths = strength_parameter(probe), self.strengths[probe]
         if not isinstance(strengths, Between):
-            return _one_of(trial, name, strengths)
+            return one_of(trial, name, strengths)
         if probe == "knn":
             return float(trial.suggest_int(name, int(strengths.low), int(strengths.high), log=True))
         return trial.suggest_float(name, strengths.low, strengths.high, log=True)
@@ -149,12 +149,12 @@ class Choices:
             strength_parameter(setting.probe): setting.strength, "members": len(layers),
         }  # fmt: skip
         answers |= {self._layer_parameter(setting.encoder, i): name for i, name in enumerate(layers, 1)}
-        recorder = _Recorder(answers)
+        recorder = Recorder(answers)
         self.ask(recorder)
         return recorder.asked
 
 
-class _Recorder:
+class Recorder:
     """Answers from a table, and notes what was asked."""
 
     def __init__(self, answers: dict[str, Any]) -> None:
@@ -177,14 +177,14 @@ class _Recorder:
 
 def setting_of(choices: Choices, parameters: Mapping[str, Any]) -> Setting:
     """The setting of a trial that has been run."""
-    return choices.ask(_Recorder(dict(parameters)))
+    return choices.ask(Recorder(dict(parameters)))
 
 
 def strength_parameter(probe: str) -> str:
     return f"{probe} {STRENGTHS[probe]}"
 
 
-def _one_of(trial: Asks, name: str, choices: Sequence[Any]) -> Any:
+def one_of(trial: Asks, name: str, choices: Sequence[Any]) -> Any:
     return choices[0] if len(choices) == 1 else trial.suggest_categorical(name, choices)
 
 

@@ -1,23 +1,22 @@
-"""What a sweep is asked to do: one frozen spec, whose unknown keys are errors."""
+"""What a sweep of readouts is asked to do: one frozen spec, whose unknown keys are errors."""
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
-from tsprobe.errors import SpecError, UnknownNameError
+from tsprobe.errors import SpecError
 from tsprobe.pooling import Slots
 from tsprobe.probes import get_probe
-from tsprobe.settings import Frozen, Resumable, read_settings, validated
-from tsprobe.study.spec import EncoderSpec, Tracking, _distinct
+from tsprobe.settings import Frozen, override, read_settings, validated
+from tsprobe.study.spec import EncoderSpec, _distinct
+from tsprobe.sweep.search import SearchSpec, known
+from tsprobe.sweep.tuning_spec import TuningSweepSpec
 
-SAMPLERS = ("tpe", "random", "grid", "nsga2", "gp")
 PRUNERS = ("median", "none")
 STRENGTHS = {"ridge": "alpha", "logistic": "C", "knn": "k"}  # probes that are searched, and what their strength is
-_PASSWORD = re.compile(r"(://[^:/@]*:)[^@]*@")
 
 
 class Between(Frozen):
@@ -85,7 +84,8 @@ class Space(Frozen):
     @classmethod
     def _names_are_enough(cls, given: Any) -> Any:
         given = [given] if isinstance(given, str) else given
-        return dict.fromkeys(given) if isinstance(given, list | tuple) else given
+        named = isinstance(given, list | tuple) and all(isinstance(name, str) for name in given)
+        return dict.fromkeys(given) if named else given
 
     @field_validator("probes")
     @classmethod
@@ -111,68 +111,36 @@ def pooled_together(poolings: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(part for name in poolings for part in name.split("+")))
 
 
-class SweepSpec(Resumable):
+class SweepSpec(SearchSpec):
     """Encoders x tasks, the space, and how it is searched.
 
     Objectives are the score (the mean over the tasks, on inner folds) and, with `cost`, what the encoder costs up to
     the last layer that is read. `trials` are those of the sweep in all; the grid has as many as there are cells.
     """
 
-    LOOSE: ClassVar[frozenset[str]] = Resumable.LOOSE | {
-        "trials", "workers", "tracking", "compare", "resamples", "rows",
-    }  # fmt: skip
+    LOOSE: ClassVar[frozenset[str]] = SearchSpec.LOOSE | {"compare", "resamples", "rows"}
 
-    name: str = Field("sweep", min_length=1)
     encoders: tuple[str | EncoderSpec, ...] = Field(min_length=1)
     tasks: tuple[str, ...] = Field(min_length=1)
     space: Space = Space.model_validate({})
     trials: int = Field(100, ge=1)
-    sampler: str = "tpe"
     pruner: str | None = None  # median where the score is the one objective
     cost: Literal["parameters", "latency"] | None = None
     compare: Literal["grid"] | None = None
-    storage: str | None = None  # null: SQLite in the output folder
-    workers: int = Field(1, ge=1)
-    seed: int = Field(0, ge=0)
     folds: int = Field(5, ge=2)
     missing: Literal["handle", "error"] = "handle"
     rows: int = Field(16, ge=1)
-    device: str = "auto"
     resamples: int = Field(1000, ge=100)
-    tracking: Tracking = Tracking()
-    align: Any = None
 
     @field_validator("encoders", "tasks")
     @classmethod
     def _no_doubles(cls, items: tuple[Any, ...]) -> tuple[Any, ...]:
         return _distinct(items)
 
-    @field_validator("sampler")
-    @classmethod
-    def _known_sampler(cls, name: str) -> str:
-        return _known("sampler", name, SAMPLERS)
-
     @field_validator("pruner")
     @classmethod
     def _known_pruner(cls, name: str | None) -> str | None:
-        return None if name is None else _known("pruner", name, PRUNERS)
-
-    @field_validator("storage")
-    @classmethod
-    def _known_storage(cls, storage: str | None) -> str | None:
-        if storage is not None and "://" not in storage and not re.match(r"journal:.", storage):
-            raise ValueError(
-                "give sqlite:///FILE, postgresql://USER@HOST/DATABASE, journal:FILE, or null for SQLite in the folder"
-            )
-        return storage
-
-    @field_validator("align")
-    @classmethod
-    def _no_alignments_yet(cls, given: Any) -> None:
-        if given is not None:
-            raise ValueError(
-                "a sweep over alignments is not there; sweep layers and readouts here, and tune with tsprobe align"
-            )
+        return None if name is None else known("pruner", name, PRUNERS)
 
     @model_validator(mode="after")
     def _belong_together(self) -> SweepSpec:
@@ -190,21 +158,6 @@ class SweepSpec(Resumable):
     def prunes(self) -> bool:
         return not self.cost and self.pruner != "none"
 
-    def dump(self) -> dict[str, Any]:
-        """The resolved spec in plain types, as `spec.yaml` keeps it; a password in the storage is left out."""
-        plain = self.model_dump(mode="json")
-        return plain | {"storage": None if self.storage is None else hidden_password(self.storage)}
-
-
-def hidden_password(storage: str) -> str:
-    return _PASSWORD.sub(r"\1***@", storage)
-
-
-def _known(kind: str, name: str, names: tuple[str, ...]) -> str:
-    if name not in names:
-        raise UnknownNameError(kind, name, names, f"(one of {', '.join(names)})")
-    return name
-
 
 def make_sweep_spec(settings: dict[str, Any]) -> SweepSpec:
     """Raise `SpecError` with the first mistake in one line, near names suggested for an unknown key."""
@@ -213,8 +166,21 @@ def make_sweep_spec(settings: dict[str, Any]) -> SweepSpec:
     return validated(SweepSpec, settings)
 
 
-def read_sweep_spec(path: Path, overrides: tuple[str, ...] = ()) -> SweepSpec:
-    """Read a YAML file and apply overrides such as `space.poolings=[mean]`; values are read as YAML."""
-    settings = read_settings(path, overrides)
+def make_tuning_sweep_spec(settings: dict[str, Any]) -> TuningSweepSpec:
+    """The same for a sweep of tunings."""
+    return validated(TuningSweepSpec, settings)
+
+
+def read_sweep_spec(path: Path, overrides: tuple[str, ...] = ()) -> SweepSpec | TuningSweepSpec:
+    """Read a YAML file and apply overrides such as `space.poolings=[mean]`; values are read as YAML.
+
+    With `align`, the settings of an alignment or the file that holds them, it is a sweep of tunings.
+    """
+    settings = read_settings(path)
+    for change in ("", *overrides):
+        if change:
+            override(settings, change)
+        if isinstance(settings.get("align"), str):  # now, so that overrides reach what the file holds
+            settings["align"] = read_settings(Path(settings["align"]))
     settings.setdefault("name", path.stem)
-    return make_sweep_spec(settings)
+    return make_tuning_sweep_spec(settings) if "align" in settings else make_sweep_spec(settings)

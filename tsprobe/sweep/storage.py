@@ -20,7 +20,7 @@ import numpy as np
 
 from tsprobe.errors import MissingPackageError, SpecError, StorageError
 from tsprobe.files import replace_text
-from tsprobe.sweep.spec import SweepSpec, hidden_password
+from tsprobe.sweep.search import SearchSpec, hidden_password
 
 TOKEN, MADE_OF, WHY = "tsprobe.token", "tsprobe.made_of", "why"
 _WAIT = 120  # seconds for a lock of SQLite that another worker holds
@@ -34,7 +34,7 @@ class Place:
     name: str
 
     @classmethod
-    def of(cls, spec: SweepSpec, folder: Path) -> Place:
+    def of(cls, spec: SearchSpec, folder: Path) -> Place:
         return cls(spec.storage or f"sqlite:///{(folder / 'study.db').resolve()}", spec.name)
 
     def __str__(self) -> str:
@@ -124,7 +124,7 @@ def _connector(url: str) -> Callable[[], Any]:
     return connect
 
 
-def begin(spec: SweepSpec, place: Place, folder: Path, *, fresh: bool) -> Any:
+def begin(spec: SearchSpec, place: Place, folder: Path, *, fresh: bool) -> Any:
     """The study of a folder, made or gone on with; what had died is failed.
 
     Raises `SpecError` where another folder began a study of that name in the storage.
@@ -166,11 +166,11 @@ def refuse_changed(study: Any, place: Place, fingerprints: dict[str, str]) -> No
             raise SpecError(f"{' and '.join(changed)} is not what it was when this sweep began; take --fresh")
 
 
-def directions(spec: SweepSpec) -> list[Any]:
+def directions(spec: SearchSpec) -> list[Any]:
     return ["maximize", "minimize"] if spec.cost else ["maximize"]
 
 
-def load(spec: SweepSpec, place: Place, seed: tuple[int, ...]) -> Any:
+def load(spec: SearchSpec, place: Place, seed: tuple[int, ...]) -> Any:
     """The study with its sampler and pruner, for one who runs trials."""
     import optuna
 
@@ -222,7 +222,7 @@ def _bury(study: Any, *, again: bool) -> None:
             study.enqueue_trial(asked)
 
 
-def _sampler(spec: SweepSpec, seed: tuple[int, ...]) -> Any:
+def _sampler(spec: SearchSpec, seed: tuple[int, ...]) -> Any:
     """`seed` tells workers and the times of going on apart: they must not draw the same settings."""
     import optuna
 
@@ -236,7 +236,7 @@ def _sampler(spec: SweepSpec, seed: tuple[int, ...]) -> Any:
     return optuna.samplers.TPESampler(seed=number, multivariate=True, group=True)
 
 
-def _pruner(spec: SweepSpec) -> Any:
+def _pruner(spec: SearchSpec) -> Any:
     import optuna
 
     return optuna.pruners.MedianPruner() if spec.prunes else optuna.pruners.NopPruner()

@@ -1,4 +1,4 @@
-"""Trials: one is a setting scored fold by fold; several processes run them on one storage."""
+"""Trials: one is a setting that is scored step by step; several processes run them on one storage."""
 
 from __future__ import annotations
 
@@ -9,22 +9,56 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
 
 import torch
 
-from tsprobe.errors import StorageError, TsprobeError
+from tsprobe.errors import DataError, EncoderError, SpecError, StorageError, TsprobeError
 from tsprobe.sweep import storage
-from tsprobe.sweep.bench import NO_SCORE, Bench
-from tsprobe.sweep.spec import SweepSpec
+from tsprobe.sweep.search import SearchSpec
+from tsprobe.sweep.space import Asks
 from tsprobe.sweep.storage import WHY, Place
 
+# what a setting without a score raises: features or losses that are not finite, a metric that is undefined, no solution
+NO_SCORE = (
+    DataError, EncoderError, SpecError, ArithmeticError, torch.linalg.LinAlgError, torch.OutOfMemoryError,
+)  # fmt: skip
 Advance = Callable[[int], None]
 _LOOK = 0.2  # seconds between looks at how far the workers are
 
 
-def run_trials(bench: Bench, spec: SweepSpec, place: Place, count: int, advance: Advance, *, since: int = 0) -> float:
+class Choices(Protocol):
+    """What may be chosen."""
+
+    def ask(self, trial: Asks) -> Any:
+        """The setting that a trial chooses."""
+
+    def settings(self) -> Iterator[Any]:
+        """All settings of a finite space."""
+
+    def parameters(self, setting: Any) -> dict[str, Any]:
+        """What a trial has to answer to come to a setting."""
+
+
+class Bench(Protocol):
+    """Where trials are run; it is sent to other processes."""
+
+    @property
+    def choices(self) -> Choices: ...
+
+    @property
+    def steps(self) -> int:
+        """How many scores a setting has."""
+
+    def scores(self, setting: Any) -> Iterator[float]:
+        """One after the other; the last is that of the setting. Raises one of `NO_SCORE` where there is none."""
+
+    def cost(self, setting: Any) -> float:
+        """NaN where there is none; never asked for without `SearchSpec.cost`."""
+
+
+def run_trials(bench: Bench, spec: SearchSpec, place: Place, count: int, advance: Advance, *, since: int = 0) -> float:
     """So many more trials, in `spec.workers` processes, or in this one where there is one worker.
 
     `since` numbers what came before, so that a sweep that goes on draws anew. Raises `StorageError` where a worker ends
@@ -67,7 +101,7 @@ def run_trials(bench: Bench, spec: SweepSpec, place: Place, count: int, advance:
 
 
 def work(
-    bench: Bench, spec: SweepSpec, place: Place, count: int, seed: tuple[int, ...], advance: Advance,
+    bench: Bench, spec: SearchSpec, place: Place, count: int, seed: tuple[int, ...], advance: Advance,
     *, wanted: Callable[[], bool] = lambda: True,
 ) -> None:  # fmt: skip
     """Run trials here until there are so many more, or they are no longer wanted."""
@@ -83,7 +117,7 @@ def work(
             study.optimize(lambda trial: _objective(trial, bench, spec), n_trials=count, callbacks=[after])
 
 
-def _objective(trial: Any, bench: Bench, spec: SweepSpec) -> Any:
+def _objective(trial: Any, bench: Bench, spec: SearchSpec) -> Any:
     """The score of the setting that a trial chooses, and its cost where that is asked for.
 
     A trial without a score says why, and fails: Optuna takes NaN for that.
@@ -106,7 +140,7 @@ def _objective(trial: Any, bench: Bench, spec: SweepSpec) -> Any:
 
 
 def _worker(
-    bench: Bench, spec: SweepSpec, place: Place, count: int, seed: tuple[int, ...], done: Any, spent: Any
+    bench: Bench, spec: SearchSpec, place: Place, count: int, seed: tuple[int, ...], done: Any, spent: Any
 ) -> None:
     """The whole of a worker's process. It ends with its parent, which alone is told of Ctrl-C."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
