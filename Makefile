@@ -5,7 +5,7 @@ JOBS ?= 2
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: quickstart atlas test lint bench clean
+.PHONY: quickstart atlas test lint bench fuzz audit clean
 .DELETE_ON_ERROR:
 
 quickstart: $(VENV)/.standard  ## study real encoders on real data: verdicts, report, MLflow
@@ -19,6 +19,15 @@ test: $(VENV)/.dev lint  ## the whole check: style, types, import directions, te
 
 bench: $(VENV)/.dev  ## all benchmarks for the CPU, one after the other; rewrites benchmarks/results
 	for name in pooling extraction probes ridge_statistics study_cpu sweep; do $(BIN)/python benchmarks/$$name.py || exit 1; done
+
+fuzz: $(VENV)/.dev  ## two minutes of processor time for each reader of files, over an hour in all; see SECURITY.md
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[fuzz]'
+	$(BIN)/python -m tests.fuzz --seconds 120
+
+audit:  ## known vulnerabilities of the pinned packages; asks PyPI, and fails where that says nothing of one
+	$(PYTHON) -m venv $(VENV)/audit
+	$(VENV)/audit/bin/python -m pip install --quiet pip-audit
+	$(VENV)/audit/bin/pip-audit --strict --no-deps --disable-pip --requirement constraints.txt
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -9,8 +9,8 @@ import numpy as np
 
 from tsprobe.capture import Reading, extract
 from tsprobe.data.panel import Panel, as_panel
-from tsprobe.errors import DataError, SpecError, UnknownNameError
-from tsprobe.files import replace_file, replace_text
+from tsprobe.errors import DataError, SpecError, UnknownNameError, reason
+from tsprobe.files import read_array, read_parquet, read_table, replace_file, replace_text
 from tsprobe.study.progress import Stage, silent
 
 if TYPE_CHECKING:
@@ -81,12 +81,12 @@ def read_series(path: Path) -> Panel:
         raise DataError(f"no such file: {path}")
     try:
         if path.suffix == ".npy":
-            return as_panel(np.load(path, allow_pickle=False))
-        import pandas as pd
-
-        return as_panel(pd.read_csv(path, header=None) if path.suffix == ".csv" else pd.read_parquet(path))
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"{path} cannot be read as {path.suffix} ({str(error).splitlines()[0]})") from error
+            return as_panel(read_array(path))
+        if path.suffix == ".csv":
+            return as_panel(read_table(path, header=None))
+        return as_panel(read_parquet(path))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read as {path.suffix} ({reason(error)})") from error
 
 
 def write_vectors(path: Path, layer: str, vectors: dict[str, np.ndarray]) -> None:

@@ -29,7 +29,7 @@ from tsprobe.encoders.base import Encoder, Tap
 from tsprobe.encoders.registry import load_named
 from tsprobe.encoders.wrap import Wrapped
 from tsprobe.errors import EncoderError, SpecError
-from tsprobe.files import read_arrays, replace_file, replace_text
+from tsprobe.files import read_arrays, read_json, replace_file, replace_text
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -49,6 +49,13 @@ class Where:
     channels: Literal["mean", "concat"]
     wrapped: dict[str, Any] | None = None  # arguments of `load_encoder` for a module of the user's own
 
+    def __post_init__(self) -> None:
+        """Raises `ValueError` for what is no text."""
+        if not all(isinstance(value, str) for name, value in vars(self).items() if name != "wrapped"):
+            raise ValueError("encoder, base, layer, pooling and channels are texts")
+        if not isinstance(self.wrapped, dict | None):
+            raise ValueError("wrapped is a dict of arguments")
+
 
 @dataclass(frozen=True, eq=False)
 class Head:
@@ -62,6 +69,18 @@ class Head:
     weight: Float[np.ndarray, "K D"]
     bias: Float[np.ndarray, " K"]
     classes: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        """Raises `ValueError` for arrays that are not numbers, or do not fit each other."""
+        numbers = (self.mean, self.scale, self.weight, self.bias)
+        shapes = [array.shape for array in numbers]
+        if any(array.dtype.kind not in "iuf" for array in numbers) or self.weight.ndim != 2:
+            raise ValueError("a head is of numbers")
+        rows, width = self.weight.shape
+        if shapes != [(width,), (width,), (rows, width), (rows,)]:
+            raise ValueError(f"mean, scale, weight and bias of shapes {shapes} do not fit each other")
+        if self.classes is not None and self.classes.shape != (max(rows, 2),):
+            raise ValueError(f"{rows} rows of weights and classes of shape {self.classes.shape}")
 
     @classmethod
     def of(cls, fitted: Any) -> Head:
@@ -167,7 +186,7 @@ def write(
 def read(folder: Path) -> Served:
     """What `write` wrote. Raises `EncoderError` for a folder that is damaged, and what loading an encoder does."""
     try:
-        where = Where(**json.loads((folder / "served.json").read_text(encoding="utf-8")))
+        where = Where(**read_json(folder / "served.json"))
         head = Head.load(folder / "head.npz") if (folder / "head.npz").exists() else None
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise EncoderError(f"{folder} is not a whole folder of a served model ({error})") from error

@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tsprobe.errors import StorageError
-from tsprobe.files import lock
+from tsprobe.errors import DAMAGE, StorageError, TsprobeError
+from tsprobe.files import folder_bytes, lock, refuse_growth
+from tsprobe.pooling import Slots
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float32
@@ -35,7 +36,7 @@ CHUNK = 4 << 20  # bytes
 FLUSH = 5.0  # seconds after which what has been read is written,
 SHARE = 20  # and so many times what the last writing took, at least
 # what Zarr raises on files that are cut short, changed or gone
-_DAMAGE = (FileNotFoundError, NotADirectoryError, ValueError, KeyError)
+_DAMAGE = (FileNotFoundError, NotADirectoryError, *DAMAGE)
 
 
 class DamagedError(StorageError):
@@ -64,6 +65,8 @@ class StoredArrays(Mapping[str, np.ndarray]):
             self._rows = np.argsort(series)  # row of each series
             if set(self._layers) != set(self._places):
                 raise ValueError("layers are missing")
+            _check_shapes(self._arrays, self.attrs, len(series))
+            refuse_growth(self.nbytes, folder_bytes(path))
         self._path = path
 
     def part(self, layer: str, slots: slice = slice(None)) -> Float32[np.ndarray, "N p D"]:
@@ -298,6 +301,19 @@ def _open(path: Path, mode: str) -> Any:
 def _places(arrays: dict[str, list[str]]) -> dict[str, tuple[str, int]]:
     """Array and position of each layer."""
     return {layer: (name, i) for name, layers in arrays.items() for i, layer in enumerate(layers)}
+
+
+def _check_shapes(arrays: dict[str, Any], attrs: dict[str, Any], n: int) -> None:
+    """Raise `ValueError` for arrays that are not `[G, N, P, D]` in float32, with the layers and slots that they should
+    have."""
+    try:
+        slots = Slots.parse(tuple(attrs["poolings"]))
+    except TsprobeError as error:
+        raise ValueError(str(error)) from error
+    for name, array in arrays.items():
+        due = (len(attrs["arrays"][name]), n, len(slots), array.shape[-1])
+        if array.shape != due or array.dtype != np.float32:
+            raise ValueError(f"{name} is {array.dtype} of shape {list(array.shape)}, not of {list(due)}")
 
 
 def _finite(values: np.ndarray) -> np.ndarray:

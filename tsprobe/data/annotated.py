@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tsprobe.errors import DataError, UnknownNameError
+from tsprobe.files import read_table
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float64
@@ -68,13 +69,11 @@ def read_tsb_ad(path: Path) -> WithAnomaly:
     Raises `DataError` for another name, a table that cannot be read, without channels or `Label`, with other labels
     than 0 and 1, or with nothing after the training steps.
     """
-    import pandas as pd
-
     found = _TSB.fullmatch(path.name)
     if found is None:
         raise DataError(f"{path}: the name must be NNN_…_tr_TRAIN_1st_FIRST.csv")
     try:
-        table = pd.read_csv(path).dropna()
+        table = read_table(path).dropna()
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read ({error})") from error
     if "Label" not in table or len(table.columns) < 2:

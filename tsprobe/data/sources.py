@@ -96,7 +96,7 @@ def _header(path: Path, lines: Iterator[tuple[int, str]]) -> dict[str, list[str]
     for number, line in lines:
         if not line.startswith("@"):
             raise DataError(f"{path}, line {number}: not a header tag; data must come after a line '@data'")
-        tag, *values = line[1:].split()
+        tag, *values = line[1:].split() or [""]
         if tag.lower() == "data":
             return tags
         tags[tag.lower()] = values or [""]
@@ -150,8 +150,11 @@ def find_ts(path: str | os.PathLike[str]) -> tuple[Path, Path]:
     the two. Raises `DataError` that names the file which is missing.
     """
     stem = Path(path).expanduser()
+    stem = stem if stem.name else stem.resolve()  # "." has no name of its own
+    if not stem.name:
+        raise DataError(f"{stem} names no data set; give its folder, or either of its two files")
     for suffix in SUFFIXES:
-        if stem.name.lower().endswith(suffix.lower()):
+        if stem.name.lower().endswith(suffix.lower()) and len(stem.name) > len(suffix):
             stem = stem.with_name(stem.name[: -len(suffix)])
     if stem.is_dir() and not _pair(stem)[0].is_file():
         named = stem / stem.name

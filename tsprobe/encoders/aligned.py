@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import copy
 import json
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -25,7 +27,7 @@ from tsprobe.errors import EncoderError
 from tsprobe.files import replace_file, replace_text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from jaxtyping import Float
     from torch import Tensor
@@ -63,7 +65,7 @@ class Aligned:
             tuned = Tuned(str(config["base"]), str(config["recipe"]), str(config["trained_on"]))
             scaled, cut = bool(config["scaled"]), config.get("cut")
         if base is None:
-            with hub.without_weights():
+            with _below(folder), hub.without_weights():
                 base = load_named(tuned.base)
         if cut is not None and base.cut is None:
             base = base.truncate(str(cut))
@@ -73,6 +75,22 @@ class Aligned:
         hub.fill(encoder.module, hub.read_state(folder, FAMILY), folder, FAMILY)
         encoder.module.requires_grad_(False)
         return encoder
+
+
+_ABOVE = ContextVar[tuple[Path, ...]]("folders whose bases are being loaded", default=())
+
+
+@contextmanager
+def _below(folder: Path) -> Iterator[None]:
+    """Raises `EncoderError` for a folder that is, by way of others or not, its own base."""
+    folder = folder.resolve()
+    if folder in _ABOVE.get():
+        raise EncoderError(f"{FAMILY}: {folder} names itself as the encoder that it was made of")
+    token = _ABOVE.set((*_ABOVE.get(), folder))
+    try:
+        yield
+    finally:
+        _ABOVE.reset(token)
 
 
 @dataclass(frozen=True)

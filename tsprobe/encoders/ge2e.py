@@ -14,12 +14,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tsprobe.encoders import pickles
 from tsprobe.encoders.base import Encoder, Facts, Tap
 from tsprobe.encoders.registry import Card, Size
 from tsprobe.encoders.rows import token_map
@@ -155,12 +156,15 @@ class GE2E(Encoder):
 
 def load_weights(path: Path) -> SpeakerEncoder:
     """The encoder with exactly the weights of a checkpoint. Raises `EncoderError`."""
-    try:
-        stored: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)["model_state"]
-    except (OSError, KeyError, RuntimeError, ValueError, TypeError) as error:
-        raise EncoderError(f"{FAMILY}: {path} is no checkpoint of this model ({error})") from error
+    stored = pickles.read_pickle(path, FAMILY).get("model_state")
+    if not isinstance(stored, dict):
+        raise EncoderError(f"{FAMILY}: {path} is no checkpoint of this model: it has no 'model_state'")
     # scale and offset of the loss, of which the encoder makes no use
-    state = {_own(name): x for name, x in stored.items() if name not in ("similarity_weight", "similarity_bias")}
+    state = {
+        _own(name): x
+        for name, x in pickles.tensors_in(stored, path, FAMILY).items()
+        if name not in ("similarity_weight", "similarity_bias")
+    }
     module = SpeakerEncoder()
     try:
         module.load_state_dict(state)

@@ -9,7 +9,7 @@ where a family is published as nothing else, and then as bare tensors (`weights_
 from __future__ import annotations
 
 import copy
-import json
+import os
 import re
 import warnings
 from collections import defaultdict
@@ -17,12 +17,13 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from tsprobe.errors import EncoderError
+from tsprobe.encoders.pickles import read_pickle, tensors_in
+from tsprobe.errors import DAMAGE, EncoderError, TsprobeError, reason
+from tsprobe.files import read_json
 
 if TYPE_CHECKING:
     from torch import nn
@@ -69,15 +70,52 @@ def read_config(folder: Path, family: str, model_type: str | None = None) -> dic
     """The contents of `config.json`, which must be of the given model type. Raises `EncoderError`."""
     file = folder / "config.json"
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
+        config = read_json(file)
     except FileNotFoundError as error:
         raise EncoderError(f"{family}: {folder} has no config.json") from error
     except (OSError, ValueError) as error:
-        raise EncoderError(f"{family}: {file} cannot be read: {error}") from error
-    found = config.get("model_type") if isinstance(config, dict) else None
-    if not isinstance(config, dict) or (model_type is not None and found != model_type):
+        raise EncoderError(f"{family}: {file} cannot be read: {reason(error)}") from error
+    found = config.get("model_type")
+    if model_type is not None and found != model_type:
         raise EncoderError(f"{family}: {file} describes a model of type {found!r}, not {model_type!r}")
-    return config
+    return _harmless(config, family, file)
+
+
+# How attention and experts are computed says nothing of what a model is; transformers takes names of the hub for it,
+# and runs the code that it finds there.
+_COMPUTED = ("attn_implementation", "_attn_implementation", "_attn_implementation_internal", "experts_implementation",
+             "_experts_implementation", "_experts_implementation_internal")  # fmt: skip
+
+
+_LAYERS, _DEEPEST = re.compile("layer|depth|block"), 10_000  # building more of them, even without weights, takes hours
+
+
+def _harmless(config: dict[str, Any], family: str, file: Path) -> dict[str, Any]:
+    """A config, and those in it, without `_COMPUTED`. Raises `EncoderError` for names of code among these, for
+    quantized weights and for more layers than can be built."""
+    if config.get("quantization_config"):
+        raise EncoderError(f"{family}: {file} describes quantized weights, which are not read")
+    deep = next((key for key, value in config.items() if _LAYERS.search(str(key)) and _is_more(value, _DEEPEST)), None)
+    if deep is not None:
+        raise EncoderError(f"{family}: {file} says {deep}: {str(config[deep])[:20]}; no network is that deep")
+    code = next((config[key] for key in _COMPUTED if "/" in str(config.get(key))), None)
+    if code is not None:
+        raise EncoderError(f"{family}: {file} asks for code from elsewhere ({str(code)[:100]!r}), which is never run")
+    return {
+        key: _harmless(value, family, file) if isinstance(value, dict) else value
+        for key, value in config.items()
+        if key not in _COMPUTED
+    }
+
+
+def _is_more(value: Any, most: int) -> bool:
+    return isinstance(value, (int, float)) and value > most
+
+
+def architecture(config: dict[str, Any]) -> str:
+    """The class that saved a checkpoint, as its config says; empty where it does not."""
+    named = config.get("architectures")
+    return str(named[0]) if isinstance(named, list) and named else ""
 
 
 def described(source: str, family: str, model_type: str, config_class: Any) -> tuple[Path, dict[str, Any], Any]:
@@ -98,9 +136,11 @@ def building(folder: Path, family: str, file: str = "config.json") -> Iterator[N
 
     try:
         yield
-    except (TypeError, ValueError, KeyError, AttributeError, AssertionError, StrictDataclassError) as error:
-        reason = _first_line(error)
-        raise EncoderError(f"{family}: {folder / file} does not describe such a model ({reason})") from error
+    except TsprobeError:
+        raise
+    except (*DAMAGE, ImportError, StrictDataclassError) as error:
+        why = f"{type(error).__name__}: {reason(error)}"
+        raise EncoderError(f"{family}: {folder / file} does not describe such a model ({why})") from error
 
 
 @contextmanager
@@ -133,14 +173,15 @@ def load_pretrained(
     in the folder, and what transformers makes of them. Raises `EncoderError` that names the first weights missing,
     unexpected or of another shape.
     """
+    with building(folder, family), quiet(), torch.device("meta"):
+        skeleton = model_class(copy.deepcopy(config))  # building may write to the config
+    refuse_larger(skeleton, folder, family)
     if not _WITH_WEIGHTS.get():
         with building(folder, family), quiet():
             return model_class(copy.deepcopy(config))
-    with building(folder, family), quiet(), torch.device("meta"):
-        skeleton = model_class(copy.deepcopy(config))  # building may write to the config
     prefix = f"{skeleton.base_model_prefix}."
     check_weights(skeleton, folder, family, prefix=prefix, unused=unused, renamed=renamed)
-    with quiet():  # its load report would say again what was checked above
+    with building(folder, family), quiet():  # its load report would say again what was checked above
         return model_class.from_pretrained(
             folder, config=config, dtype=torch.float32, use_safetensors=True, local_files_only=True
         )
@@ -162,6 +203,18 @@ def quiet() -> Iterator[None]:
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()
+
+
+def refuse_larger(skeleton: nn.Module, folder: Path, family: str) -> None:
+    """Raise `EncoderError` for a network that this machine has no memory for; a skeleton (on torch's device `meta`) has
+    its sizes alone."""
+    if not hasattr(os, "sysconf"):  # Windows
+        return
+    size = sum(each.numel() * each.element_size() for each in skeleton.state_dict().values())
+    if size > (memory := os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")):
+        raise EncoderError(
+            f"{family}: {folder} describes a network of {size / 1e9:.0f} GB; this machine has {memory / 1e9:.0f} GB"
+        )
 
 
 def load_vendored(model_class: Any, source: str, family: str, model_type: str, config_class: Any) -> nn.Module:
@@ -197,57 +250,6 @@ def read_state(folder: Path, family: str, pickle: str | None = None) -> dict[str
                 raise EncoderError(f"{family}: {part} is not a whole safetensors file ({error})") from error
         return state
     return tensors_in(read_pickle(file, family), file, family)
-
-
-def read_pickle(file: Path, family: str, ignored: Collection[str] = ()) -> dict[str, Any]:
-    """The dict in a pickle of tensors, numbers, strings and containers of them. Raises `EncoderError` for any other.
-
-    Objects that are made by the callables named in `ignored` (`"functools.partial"`) are read as `Ignored`; the
-    callables themselves are never called.
-    """
-    stand_ins: list[Any] = [(Ignored, name) for name in ignored]
-    try:
-        with torch.serialization.safe_globals(stand_ins):
-            loaded = torch.load(file, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise EncoderError(f"{family}: {file.parent} has no {file.name}") from error
-    except (UnpicklingError, OSError, RuntimeError, EOFError) as error:
-        raise EncoderError(f"{family}: {file} holds more than tensors, or is damaged: {_first_line(error)}") from error
-    if not isinstance(loaded, dict):
-        raise EncoderError(f"{family}: {file} holds a {type(loaded).__name__} and no dict of weights")
-    return loaded
-
-
-class Ignored:
-    """What stands in a checkpoint for an object that is not made: it takes anything, and does nothing."""
-
-    def __new__(cls, *_: object, **__: object) -> Ignored:
-        return super().__new__(cls)
-
-    def __init__(self, *_: object, **__: object) -> None:
-        """Whatever the object would have been made of."""
-
-    def __call__(self, *_: object, **__: object) -> Ignored:
-        return self
-
-    def __eq__(self, other: object) -> bool:
-        """As good as the class: the reader of torch calls what is among the callables that it was given, and a pickle
-        may call what one of them gave."""
-        return other is Ignored or isinstance(other, Ignored)
-
-    __hash__ = object.__hash__
-
-    def __setstate__(self, _: object) -> None:
-        """Whatever the object would have held."""
-
-
-def tensors_in(loaded: Mapping[str, Any], file: Path, family: str) -> dict[str, torch.Tensor]:
-    """The tensors of a state dict, or of the one in a training checkpoint. Raises `EncoderError` if there are none."""
-    loaded = loaded.get("state_dict", loaded)
-    state = {name: tensor for name, tensor in loaded.items() if isinstance(tensor, torch.Tensor)}
-    if not state:
-        raise EncoderError(f"{family}: {file} holds no weights")
-    return state
 
 
 def fill(
@@ -338,11 +340,6 @@ def _weight_files(folder: Path, family: str) -> list[Path]:
             "save the model anew with save_pretrained"
         )
     return files
-
-
-def _first_line(error: Exception) -> str:
-    what = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {what[0]}" if what else type(error).__name__
 
 
 def _some(names: Collection[str]) -> str:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 import torch.nn.functional as F
 
-from tsprobe.encoders import hub
+from tsprobe.encoders import hub, pickles
 from tsprobe.encoders.base import Encoder, Facts, trunk_taps
 from tsprobe.encoders.registry import Card, Size
 from tsprobe.encoders.rows import refuse_longer, refuse_missing, token_map
@@ -61,13 +61,13 @@ class LagLlama(Encoder):
         """From a hub id or a local folder with lag-llama.ckpt. Raises `EncoderError`."""
         folder = hub.find_folder(source, FAMILY, [_CHECKPOINT])
         file = folder / _CHECKPOINT
-        checkpoint = hub.read_pickle(file, FAMILY, _IGNORED)
+        checkpoint = pickles.read_pickle(file, FAMILY, _IGNORED)
         settings = (checkpoint.get("hyper_parameters") or {}).get("model_kwargs")
         if not isinstance(settings, dict):
             raise EncoderError(f"{FAMILY}: {file} has no hyper_parameters with model_kwargs: it is no Lag-Llama")
         with hub.building(folder, FAMILY, _CHECKPOINT):
             module = build(settings)
-        state = {name.removeprefix("model."): x for name, x in hub.tensors_in(checkpoint, file, FAMILY).items()}
+        state = {name.removeprefix("model."): x for name, x in pickles.tensors_in(checkpoint, file, FAMILY).items()}
         return cls(source, hub.fill(module, state, folder, FAMILY), settings)
 
     def __init__(self, source: str, module: Any, settings: dict[str, Any]) -> None:

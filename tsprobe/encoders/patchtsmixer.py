@@ -105,7 +105,7 @@ def rows_of(value: Any) -> Tensor:
 
 def objective_of(config: dict[str, Any], prefix: str) -> str:
     """What a checkpoint was trained for, from the class that saved it."""
-    architecture = (config.get("architectures") or [""])[0]
+    architecture = hub.architecture(config)
     known = {"Pretraining": "reconstruction", "PreTraining": "reconstruction", "Prediction": "forecasting"}
     known |= {"Classification": "supervised", "Regression": "supervised", "TimeSeriesClassification": "supervised"}
     return known.get(architecture.removeprefix(prefix), "unknown")

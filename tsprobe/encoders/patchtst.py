@@ -108,7 +108,7 @@ def _rows(value: Any) -> Tensor:
 
 
 def _objective(config: dict[str, Any]) -> str:
-    architecture = (config.get("architectures") or [""])[0]
+    architecture = hub.architecture(config)
     known = {"Pretraining": "reconstruction", "Prediction": "forecasting"}
     known |= {"Classification": "supervised", "Regression": "supervised"}
     return known.get(architecture.removeprefix("PatchTSTFor"), "unknown")

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from tsprobe.encoders.base import UNTRAINED
 from tsprobe.errors import EncoderError, MissingPackageError, UnknownNameError
+from tsprobe.files import no_path
 
 if TYPE_CHECKING:
     from tsprobe.encoders.base import Encoder
@@ -145,6 +146,8 @@ def load_named(name: str, *, workers: bool | None = None, **options: Any) -> Enc
     Where its packages are not here and the family has `requirements`, it is loaded in a worker process with an
     environment of its own, if `workers` (by default `$TSPROBE_ALLOW_WORKERS`) allows one to be made.
     """
+    if why := no_path(name):
+        raise EncoderError(f"{name[:80]!r} names no encoder: {why}")
     plain = name.removesuffix(UNTRAINED)
     family, source = _split(plain)
     card = _family(family).card

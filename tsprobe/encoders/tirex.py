@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import nn
 
-from tsprobe.encoders import hub
+from tsprobe.encoders import hub, pickles
 from tsprobe.encoders.base import Encoder, Facts, trunk_taps
 from tsprobe.encoders.registry import Card, Size
 from tsprobe.encoders.rows import before_end, refuse_longer, right_aligned, token_map
@@ -50,11 +50,11 @@ class TiRex(Encoder):
     def load(cls, source: str) -> TiRex:
         """From a hub id or a local folder with model.ckpt. Raises `EncoderError`."""
         folder = hub.find_folder(source, FAMILY, [_CHECKPOINT])
-        checkpoint = hub.read_pickle(folder / _CHECKPOINT, FAMILY)
+        checkpoint = pickles.read_pickle(folder / _CHECKPOINT, FAMILY)
         settings = _settings(checkpoint, folder)
         with hub.building(folder, FAMILY, _CHECKPOINT):
             module = build(settings)
-        state = hub.tensors_in(checkpoint, folder / _CHECKPOINT, FAMILY)
+        state = pickles.tensors_in(checkpoint, folder / _CHECKPOINT, FAMILY)
         state = {name.replace("block_stack.", ""): tensor for name, tensor in state.items()}  # older checkpoints
         return cls(source, hub.fill(module, state, folder, FAMILY), settings)
 

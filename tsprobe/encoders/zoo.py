@@ -74,6 +74,11 @@ class Zoo(Encoder):
         config = hub.read_config(folder, FAMILY, MODEL_TYPE)
         with hub.building(folder, FAMILY):
             shape, objective = Shape(**config["shape"]), config["objective"]
+            with torch.device("meta"):
+                skeleton = ZooModel(shape, objective)
+            hub.refuse_larger(skeleton, folder, FAMILY)
+            if hub.wants_weights():  # before sizes of the config are made real
+                hub.check_weights(skeleton, folder, FAMILY)
             module = ZooModel(shape, objective)
             recipe, trained_on = RECIPES[objective], str(config["pretrained_on"])
             overlaps = tuple(map(str, config["overlaps"]))

@@ -22,6 +22,7 @@ POOLINGS = {
     "segmentsK": "means over K equal spans of time, side by side (segments2, segments4, ...)",
 }
 _SEGMENTS = re.compile(r"segments([1-9]\d*)")
+_DIGITS = 6  # of a number of segments or steps: each is a place in memory
 _STEPS = re.compile(r"steps([1-9]\d*)")
 
 
@@ -48,7 +49,7 @@ class Slots:
         if not names or len(set(names)) != len(names):
             raise SpecError(f"poolings must be a list of distinct names, not {list(names)}")
         if (match := _STEPS.fullmatch(names[0])) and len(names) == 1:
-            steps = int(match[1])
+            steps = _number(match)
             return cls(names, ("step",) * steps, {names[0]: slice(0, steps)}, 0, steps)
         kinds: list[str] = []
         places: dict[str, slice] = {}
@@ -60,7 +61,7 @@ class Slots:
             if match is not None:
                 if segments:
                     raise SpecError(f"only one segments pooling at a time, not {list(names)}")
-                segments = int(match[1])
+                segments = _number(match)
             count = segments if match else 1
             places[name] = slice(len(kinds), len(kinds) + count)
             kinds += ["segment" if match else name] * count
@@ -70,3 +71,9 @@ class Slots:
 
     def __len__(self) -> int:
         return len(self.kinds)
+
+
+def _number(match: re.Match[str]) -> int:
+    if len(match[1]) > _DIGITS:
+        raise SpecError(f"{match[0][:20]}...: no series has so many steps")
+    return int(match[1])

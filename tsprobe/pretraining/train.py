@@ -18,8 +18,9 @@ import torch
 import yaml
 from torch import nn
 
+from tsprobe.encoders import pickles
 from tsprobe.encoders.zoo_model import ZooModel
-from tsprobe.errors import SpecError, StorageError
+from tsprobe.errors import SpecError, StorageError, reason
 from tsprobe.files import alone, replace_file, replace_text
 from tsprobe.pretraining.corpus import Corpus
 from tsprobe.pretraining.held_out import examine
@@ -215,12 +216,16 @@ def take_up(run: Resumed, folder: Path) -> None:
     if not file.exists():
         return
     try:
-        state = torch.load(file, map_location=run.device, weights_only=True)
-    except Exception as error:  # a damaged file raises what it likes
-        raise StorageError(f"{file} cannot be read: use --fresh, or another folder with --out") from error
-    if not run.spec.same_run(state["spec"]):
+        state = pickles.load_pickle(file, run.device)
+        same = run.spec.same_run(state["spec"])
+        if same:
+            run.restore(state)
+    except pickles.PICKLE_ERRORS as error:
+        raise StorageError(
+            f"{file} cannot be taken up ({reason(error)}): use --fresh, or another folder with --out"
+        ) from error
+    if not same:
         raise SpecError(f"{folder} holds a run with other settings: use --fresh, or another folder with --out")
-    run.restore(state)
 
 
 def _keep(run: Fitting, folder: Path) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tsprobe.errors import SpecError, UnknownNameError
+from tsprobe.files import no_path
 from tsprobe.tasks import options, steps_folder
 from tsprobe.tasks.base import Classification, MultiLabel, Regression, Task, TaskInfo
 from tsprobe.tasks.dense import Dense
@@ -73,6 +74,8 @@ def load_task(name: str | os.PathLike[str]) -> Any:
     Raises `UnknownNameError` for a source that nothing provides, `SpecError` when two packages provide it, and
     what the source raises, mostly `DataError`.
     """
+    if why := no_path(os.fspath(name)):
+        raise SpecError(f"{os.fspath(name)[:80]!r} names no task: {why}")
     name, asked = options.split(os.fspath(name))
     task = _load(name)
     return options.apply(task, asked) if asked else task

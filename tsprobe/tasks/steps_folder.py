@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tsprobe.errors import DataError
+from tsprobe.files import read_table
 from tsprobe.tasks.base import Task
 from tsprobe.tasks.dense import Dense
 
@@ -54,10 +55,8 @@ def load_folder(path: str | Path) -> Task:
 
 
 def _read(path: Path) -> pd.DataFrame:
-    import pandas as pd
-
     try:
-        return pd.read_csv(path, dtype={"series": str, "label": str, "group": str})
+        return read_table(path, dtype={"series": str, "label": str, "group": str})
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read ({error})") from error
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tsprobe.encoders import hub
+from tsprobe.encoders import hub, pickles
 from tsprobe.errors import EncoderError, UnknownNameError
 
 if TYPE_CHECKING:
@@ -138,11 +138,11 @@ def _tensors(file: Path) -> dict[str, Tensor]:
         return _safetensors(file)
     if file.suffix not in _PICKLES:
         raise EncoderError(f"{FAMILY}: {file} must end in {', '.join(_PICKLES)} or .safetensors")
-    loaded = hub.read_pickle(file, FAMILY)
+    loaded = pickles.read_pickle(file, FAMILY)
     for key in ("model", "state_dict", "weights"):
         inner = loaded.get(key)
         loaded = inner if isinstance(inner, dict) else loaded
-    return {name.removeprefix("module."): value for name, value in hub.tensors_in(loaded, file, FAMILY).items()}
+    return {name.removeprefix("module."): value for name, value in pickles.tensors_in(loaded, file, FAMILY).items()}
 
 
 def _safetensors(file: Path) -> dict[str, Tensor]:

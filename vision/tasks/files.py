@@ -16,6 +16,7 @@ import numpy as np
 
 from tsprobe.data.panel import Panel
 from tsprobe.errors import DataError, MissingPackageError, SpecError
+from tsprobe.files import read_array
 from tsprobe.tasks import options
 from vision.images import to_panel
 
@@ -151,8 +152,8 @@ def read_map(path: Path) -> Shaped[np.ndarray, "h w"]:
     """
     if path.suffix == ".npy":
         try:
-            values = np.load(path, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
+            values = read_array(path)
+        except (OSError, ValueError) as error:
             raise DataError(f"{path} cannot be read ({error})") from error
     else:
         picture = _open(path)

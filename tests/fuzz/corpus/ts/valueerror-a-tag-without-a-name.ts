@@ -1,0 +1,5 @@
+@problemName x
+@
+@classLabel true a b
+@data
+1,2:a

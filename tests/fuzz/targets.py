@@ -1,0 +1,10 @@
+"""All targets by name."""
+
+from __future__ import annotations
+
+from . import checkpoints, configs, folders, series
+from .harness import Target
+
+TARGETS: dict[str, Target] = {
+    target.name: target for module in (series, configs, checkpoints, folders) for target in module.TARGETS
+}
