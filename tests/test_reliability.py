@@ -47,7 +47,8 @@ class Case:
     out: Path
 
     def start(self, limit: int | None = None) -> subprocess.Popen[str]:
-        def small_files() -> None:
+        def prepare() -> None:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # which a shell turns off for what it starts in the background
             if limit is not None:
                 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
                 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
@@ -55,7 +56,7 @@ class Case:
         command = [sys.executable, "-m", "tsprobe.cli", "run", str(self.config), "--out", str(self.out)]
         return subprocess.Popen(
             command, env=os.environ | {"PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE, text=True, preexec_fn=small_files,
+            stderr=subprocess.PIPE, text=True, preexec_fn=prepare,
         )  # fmt: skip
 
     def run(self, limit: int | None = None) -> tuple[int, str]:
