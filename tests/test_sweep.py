@@ -146,11 +146,11 @@ def test_trials_never_see_the_test_set(tmp_path: Path, monkeypatch: pytest.Monke
     task = sizes()
     lies = replace(task, y_test=1 - task.y_test)
     reads: list[tuple[str, int]] = []
-    read, done = Pair._encoder_features, []
+    read, done = Pair.encoder_features, []
     scores = Bench.scores
     monkeypatch.setattr(Bench, "scores", lambda self, setting: done.append(setting) or scores(self, setting))
     monkeypatch.setattr(
-        Pair, "_encoder_features", lambda self, e, split: reads.append((split, len(done))) or read(self, e, split)
+        Pair, "encoder_features", lambda self, e, split: reads.append((split, len(done))) or read(self, e, split)
     )
     straight, crooked = (sweep(tmp_path / t, one, seed=3) for t, one in (("straight", task), ("lies", lies)))
     columns = ["number", "state", "layer", "probe", "score"]

@@ -133,7 +133,7 @@ def _mixed(pair: Free, train: Features, test: Features) -> Made:
     width = train.arrays[pair.source.final].shape[-1]
     layers = [name for name in pair.trunk if train.arrays[name].shape[-1] == width]
     rows, seed = pair.task.rows("train"), pair.spec.seeds[0]
-    folds = torch.from_numpy(pair._folds(seed))
+    folds = torch.from_numpy(pair.row_folds(seed))
     out = [np.empty_like(f.arrays[layers[0]]) for f in (train, test)]
     for place in Slots.parse(train.poolings).places.values():
         scaled = _scaled(pair, *(np.stack([f.arrays[name][:, place] for name in layers]) for f in (train, test)))

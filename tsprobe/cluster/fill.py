@@ -221,7 +221,7 @@ class _Large:
     def _keep(self, split: str) -> Path:
         """The store of a split, which goes on where an earlier process left it."""
         pair, panel, reading = self._pair, getattr(self._pair.task, split), self._pair.reading(split)
-        path = pair._feature_path(panel.fingerprint(), reading)
+        path = pair.feature_path(panel.fingerprint(), reading)
         try:
             Features.load(path)
             return path
@@ -272,7 +272,7 @@ class _Large:
     def _sums(self) -> Path:
         """Where merged sums are kept for another start; beside the features, which they stand for."""
         panel = self._pair.task.train
-        path = self._pair._feature_path(panel.fingerprint(), self._pair.reading("train"))
+        path = self._pair.feature_path(panel.fingerprint(), self._pair.reading("train"))
         return path.with_suffix(f".{self._asked.fingerprint[:16]}.sums.npz")
 
     def _question(self, parts: int) -> str:

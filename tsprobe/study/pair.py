@@ -46,9 +46,8 @@ class Pair:
     spec: StudySpec
     folder: Path
     stage: Stage
-    read: streamed.Streamed | None = field(
-        default=None, kw_only=True
-    )  # what the passes without kept features gave, if they were made elsewhere
+    # what the passes without kept features gave, if they were made elsewhere
+    read: streamed.Streamed | None = field(default=None, kw_only=True)
 
     def reading(self, split: str) -> Reading:
         spec = self.spec
@@ -102,12 +101,12 @@ class Pair:
         """Of the training and the test series; from disk where another task with the same series has read them."""
         if isinstance(self.encoder, Baseline):
             return self._baseline_features(self.encoder)
-        return self._encoder_features(self.encoder, "train"), self._encoder_features(self.encoder, "test")
+        return self.encoder_features(self.encoder, "train"), self.encoder_features(self.encoder, "test")
 
-    def _encoder_features(self, encoder: Encoder, split: str) -> Features:
+    def encoder_features(self, encoder: Encoder, split: str) -> Features:
         panel: Panel = getattr(self.task, split)
         reading = self.reading(split)
-        path = self._feature_path(panel.fingerprint(), reading)
+        path = self.feature_path(panel.fingerprint(), reading)
         features = _kept(path)
         if features is None:
             windows = len(cut(panel, encoder.facts, encoder.name))
@@ -128,8 +127,7 @@ class Pair:
         readings = [self.reading(split) for split in ("train", "test")]
         steps = [reading.steps for reading in readings]
         paths = [
-            self._feature_path(split + both, reading)
-            for split, reading in zip(("train", "test"), readings, strict=True)
+            self.feature_path(split + both, reading) for split, reading in zip(("train", "test"), readings, strict=True)
         ]
         train, test = map(_kept, paths)
         if train is None or test is None:
@@ -151,7 +149,7 @@ class Pair:
                 features.save(path)
         return train, test
 
-    def _feature_path(self, fingerprint: str, reading: Reading) -> Path:
+    def feature_path(self, fingerprint: str, reading: Reading) -> Path:
         key = json.dumps([fingerprint, self.fingerprint, repr(reading), self.spec.layers])
         return (
             self.folder / "features" / safe_name(self.encoder.name) / f"{safe_name(key)[-8:]}-{fingerprint[:16]}.zarr"
@@ -190,7 +188,7 @@ class Pair:
             pooling, probe, seed, spec.folds, "kept" if self.passes is None else "statistics",
         )  # fmt: skip
 
-    def _folds(self, seed: int) -> np.ndarray:
+    def row_folds(self, seed: int) -> np.ndarray:
         """The fold of each training row: that of its series."""
         return self.task.folds(self.spec.folds, seed)[self.task.rows("train").series]
 
@@ -200,7 +198,7 @@ class Pair:
         spec = self.spec
         if isinstance(self.encoder, Baseline) or spec.features == "kept" or set(spec.probes) != {"ridge"}:
             return None
-        folds = {seed: self._folds(seed) for seed in spec.seeds}
+        folds = {seed: self.row_folds(seed) for seed in spec.seeds}
         readings = {split: self.reading(split) for split in ("train", "test")}
         passes = streamed.Passes(self.encoder, self.task, readings, self.poolings, self.layers, folds)
         return passes if spec.features == "statistics" or streamed.pays(passes) else None
@@ -232,7 +230,7 @@ class Pair:
             return self._guessed(*self.task.guess)
         train = self.features[0]
         begin = time.perf_counter()
-        folds = torch.from_numpy(self._folds(seed))
+        folds = torch.from_numpy(self.row_folds(seed))
         rows: dict[str, dict[str, Any]] = {}
         for (layers, x), (_, x_test) in self._stacks(pooling):  # layers of equal width share one solve
             rows |= self._solve(probe, pooling, layers, torch.from_numpy(x), torch.from_numpy(x_test), folds)
@@ -350,7 +348,7 @@ class Pair:
             return {"diagnostics": [], "cka": {}, "views": ""}
         if self.passes is not None:
             return diagnosed.diagnose(self, self._streamed.sample, self.diagnosed, taken=True, kept=None)
-        beside = self._feature_path(self.task.train.fingerprint(), self.reading("train")).with_suffix(".tokens.json")
+        beside = self.feature_path(self.task.train.fingerprint(), self.reading("train")).with_suffix(".tokens.json")
         return diagnosed.diagnose(self, self.features[0], self.diagnosed, taken=False, kept=beside)
 
 

@@ -93,9 +93,9 @@ class Reader:
             trunk = tuple(layer.name for layer in encoder.layers if layer.depth is not None)
             layers[entry.name] = known_layers(entry.name, trunk, tuple(encoder.taps), spec.space.layers)
             for pair, length, channels in self._pairs(encoder):
-                features = pair._encoder_features(encoder, "train")
+                features = pair.encoder_features(encoder, "train")
                 self._refuse_widths(entry.name, layers[entry.name], features)
-                path = pair._feature_path(pair.task.train.fingerprint(), pair.reading("train"))
+                path = pair.feature_path(pair.task.train.fingerprint(), pair.reading("train"))
                 kept[entry.name, pair.task.name, length, channels] = path
             if spec.cost:
                 costly |= self._costs(encoder, layers[entry.name])
@@ -109,7 +109,7 @@ class Reader:
         """Of each task, of the training and of the test series, read as the setting reads them."""
         encoder = self._load(next(entry for entry in self.entries if entry.name == setting.encoder))
         return {
-            pair.task.name: (pair._encoder_features(encoder, "train"), pair._encoder_features(encoder, "test"))
+            pair.task.name: (pair.encoder_features(encoder, "train"), pair.encoder_features(encoder, "test"))
             for pair, length, channels in self._pairs(encoder)
             if (length, channels) == (setting.length, setting.channels)
         }
