@@ -69,7 +69,8 @@ def task(n: int = SERIES, steps: tuple[int, int] = STEPS) -> Task:
 def without(encoder: Encoder, given: Task) -> float:
     with tempfile.TemporaryDirectory() as folder:
         begin = time.process_time()
-        extract(encoder, given.train, Reading(), store=Path(folder) / "features.zarr")
+        for split, panel in (("train", given.train), ("test", given.test)):
+            extract(encoder, panel, Reading(), store=Path(folder) / f"{split}.zarr")
         return time.process_time() - begin
 
 
