@@ -122,12 +122,17 @@ def _owner(folder: Path) -> str:
         return "another process"
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises `OSError`, and `ValueError` for another content."""
+def parse_json(text: str | bytes) -> Any:
+    """Raises `ValueError` for what is no JSON, or nested too deeply."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(text)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises `OSError`, and `ValueError` for another content."""
+    found = parse_json(path.read_text(encoding="utf-8"))
     if not isinstance(found, dict):
         raise ValueError(f"it holds a {type(found).__name__} and no object")
     return found

@@ -18,7 +18,6 @@ What a decoder scores that does not see the series is the chance level of these 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -34,7 +33,7 @@ from tsprobe.data.panel import Panel
 from tsprobe.data.questions import KINDS, PAIRED, Asking, ask, locate
 from tsprobe.data.text import Asked, Question, normal, numbered
 from tsprobe.errors import DataError, SpecError, UnknownNameError
-from tsprobe.files import package_folder, read_arrays
+from tsprobe.files import package_folder, parse_json, read_arrays
 from tsprobe.language_metrics import cider_library
 from tsprobe.tasks import options
 from tsprobe.tasks.base import Kind, Task, TaskInfo, series_and
@@ -167,7 +166,7 @@ def _read_lines(file: Path) -> list[tuple[str, int, Question]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = parse_json(line)
             found.append(_read_question(**row))
         except (ValueError, TypeError) as error:  # no JSON, other keys, other types
             raise DataError(f"{file}, line {number}: {str(error).removeprefix('_read_question() ')}") from error

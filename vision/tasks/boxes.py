@@ -23,7 +23,6 @@ the other: Perception Encoder's are 0 to 999, which a pretrained decoder can say
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +32,7 @@ import numpy as np
 from tsprobe.data.panel import Panel
 from tsprobe.data.text import Question, normal
 from tsprobe.errors import DataError, SpecError
+from tsprobe.files import parse_json
 from tsprobe.tasks.base import Task
 from tsprobe.tasks.language import Questions
 from vision.images import to_panel
@@ -100,7 +100,7 @@ def _lines(name: str, root: Path, splits: tuple[str, ...]) -> list[_Line]:
 
 def _line(root: Path, where: str, text: str) -> _Line:
     try:
-        row = json.loads(text)
+        row = parse_json(text)
         left, top, width, height = map(float, row["box"])
         line = _Line(where, root / str(row["file"]), str(row["phrase"]), (left, top, width, height))
     except (ValueError, KeyError, TypeError) as error:

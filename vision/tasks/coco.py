@@ -17,7 +17,6 @@ objects to detect: what is found of their category inside of their boxes is neit
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from tsprobe.errors import DataError, SpecError
+from tsprobe.files import parse_json
 from tsprobe.tasks.base import MultiLabel, Task
 from vision.tasks import detection, files, pixels
 
@@ -92,7 +92,7 @@ def _split(name: str, root: Path, starts: tuple[str, ...]) -> tuple[list[_Pictur
         raise DataError(f"task {name!r}: no {' or '.join(f'instances_{s}*.json' for s in starts)} in annotations")
     file = found[0]
     try:
-        table = json.loads(file.read_text(encoding="utf-8"))
+        table = parse_json(file.read_text(encoding="utf-8"))
         names = {int(c["id"]): str(c["name"]) for c in sorted(table["categories"], key=lambda c: c["id"])}
         where = _pictures(root, file)
         pictures = {

@@ -6,7 +6,6 @@ Members are read in place. Nothing is unpacked, and names are looked up only, ne
 
 from __future__ import annotations
 
-import json
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tsprobe.errors import DataError
+from tsprobe.files import parse_json
 
 _LARGEST = {"json": 1 << 22, "mp4": 1 << 30}  # bytes that a member of this ending may have
 
@@ -81,7 +81,7 @@ def clips(shard: Path) -> Iterator[Clip]:
 def _object(tar: tarfile.TarFile, member: tarfile.TarInfo, shard: Path) -> dict[str, Any]:
     handle = tar.extractfile(member)
     try:
-        found = json.loads(handle.read() if handle else b"")
+        found = parse_json(handle.read() if handle else b"")
     except (ValueError, OSError) as error:  # UnicodeDecodeError is one
         raise DataError(f"{shard}: {member.name} cannot be read as json ({error})") from error
     if not isinstance(found, dict):

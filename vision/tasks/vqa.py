@@ -12,7 +12,6 @@ in the number of the image, as `COCO_train2014_000000000009.jpg` or `9.png`, in 
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ import numpy as np
 from tsprobe.data.panel import Panel
 from tsprobe.data.text import Question, normal
 from tsprobe.errors import DataError
+from tsprobe.files import parse_json
 from tsprobe.tasks.base import Task
 from tsprobe.tasks.language import Questions
 from vision.images import to_panel
@@ -72,7 +72,7 @@ def _read(name: str, root: Path, split: str, what: str) -> list[dict[str, Any]]:
     if not found:
         raise DataError(f"task {name!r}: no *{split}*_{what}.json in {root}")
     try:
-        rows = json.loads(found[0].read_text(encoding="utf-8"))[what]
+        rows = parse_json(found[0].read_text(encoding="utf-8"))[what]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{found[0]} cannot be read as VQA's {what} ({type(error).__name__}: {error})") from error
     if not isinstance(rows, list):
