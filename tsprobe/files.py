@@ -154,16 +154,16 @@ def read_table(path: Path, **settings: Any) -> pd.DataFrame:
 
 def read_parquet(path: Path) -> pd.DataFrame:
     """Raises `OSError`, and `ValueError` for a file that is damaged, or would fill the memory."""
-    try:
-        import pandas as pd
-        import pyarrow.parquet as pq
+    import pandas as pd
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
+    try:
         about = pq.read_metadata(path)
-        refuse_growth(
-            8 * about.num_rows * about.num_columns, path.stat().st_size
-        )  # a run of equal values takes no room
+        # a run of equal values takes no room
+        refuse_growth(8 * about.num_rows * about.num_columns, path.stat().st_size)
         return pd.read_parquet(path)
-    except DAMAGE as error:
+    except (*DAMAGE, pa.ArrowException) as error:
         raise ValueError(reason(error)) from error
 
 
