@@ -85,6 +85,11 @@ def _shortened(message: str) -> str:
     return message if len(message) <= LONGEST else f"{message[: LONGEST - 500]} [...] {message[-400:]}"
 
 
+def first_line(error: BaseException) -> str:
+    """Of what an error of another package says; its kind where it says nothing."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
 def reason(error: BaseException) -> str:
     """What an error of another package says, short and on one line; its kind where it says nothing."""
     return " ".join(str(error).split())[:200] or type(error).__name__

@@ -138,6 +138,14 @@ def read_json(path: Path) -> dict[str, Any]:
     return found
 
 
+def kept_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file of our own; an empty one where there is none, or it is damaged."""
+    try:
+        return read_json(path)
+    except (OSError, ValueError):
+        return {}
+
+
 def read_table(path: Path, **settings: Any) -> pd.DataFrame:
     """A CSV file, by pandas with these settings. Raises `OSError`, and `ValueError` for a file that is no table.
 

@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tsprobe.data.sources import cache_folder
-from tsprobe.errors import MissingPackageError, SpecError, StorageError
-from tsprobe.files import replace_file, replace_text, safe_name
+from tsprobe.errors import MissingPackageError, SpecError, StorageError, first_line
+from tsprobe.files import kept_json, replace_file, replace_text, safe_name
 
 if TYPE_CHECKING:
     from tsprobe.study.progress import Stage
@@ -102,10 +102,7 @@ class Mirror:
                 known = [name for name in there if name.split("/")[0] in (*CELLS, *ENDS)]
                 self._remove(known)
                 there = [name for name in there if name not in known]
-        try:
-            sent = json.loads((self.folder / _SENT).read_text())
-        except (OSError, ValueError):
-            sent = {}
+        sent = kept_json(self.folder / _SENT)
         self._sent = {name: sent[name] for name in there if name in sent}
         if not fresh:
             self.fetch(CELLS, there)
@@ -188,8 +185,7 @@ class Mirror:
         except StorageError:
             raise
         except _refusals() as error:
-            line = next(iter(str(error).strip().splitlines()), type(error).__name__)
-            raise StorageError(f"cannot {what} {self.address}: {line}") from error
+            raise StorageError(f"cannot {what} {self.address}: {first_line(error)}") from error
 
 
 def _open(address: str) -> tuple[Any, str]:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from tsprobe.alignment.families import FILE
-from tsprobe.errors import EncoderError, MissingPackageError, SpecError, StorageError
+from tsprobe.errors import EncoderError, MissingPackageError, SpecError, StorageError, first_line
+from tsprobe.files import read_json, read_table
 
 WEIGHTS = ("config.json", "model.safetensors")
 _CHANGED = ["family", "task", "metric", "final_before", "hidden_before", "final_after", "lift", "lift_low", "lift_high"]
@@ -52,17 +50,15 @@ def publish(folder: Path, repository: str, *, private: bool = True) -> str:
     except LocalTokenNotFoundError as error:
         raise EncoderError("nobody is logged in to the hub here; run `hf auth login`, or set HF_TOKEN") from error
     except HfHubHTTPError as error:
-        raise EncoderError(f"the hub refuses {repository}: {_first_line(error)}") from error
+        raise EncoderError(f"the hub refuses {repository}: {first_line(error)}") from error
     except (OSError, HTTPError) as error:
-        raise StorageError(
-            f"the hub cannot be reached ({_first_line(error)}); {folder / 'encoder'} is whole"
-        ) from error
+        raise StorageError(f"the hub cannot be reached ({first_line(error)}); {folder / 'encoder'} is whole") from error
     return str(url)
 
 
 def card(folder: Path, repository: str) -> str:
     """The page of a repository: how to load the encoder, what it was tuned from, and `lift.csv`."""
-    config = json.loads((folder / "encoder" / "config.json").read_text())
+    config = read_json(folder / "encoder" / "config.json")
     base, recipe, learnt = (_plain(str(config[key])) for key in ("base", "recipe", "trained_on"))
     lines = [
         "---", "library_name: tsprobe", "tags: [time-series, tsprobe]", "---", f"# {_plain(repository)}", "",
@@ -72,7 +68,7 @@ def card(folder: Path, repository: str) -> str:
         f'encoder = tp.load_encoder("aligned:{_plain(repository)}")', "```", "",
     ]  # fmt: skip
     if (folder / "lift.csv").exists():
-        table = pd.read_csv(folder / "lift.csv")
+        table = read_table(folder / "lift.csv")
         own = table[table["control"].isna()]
         lines += [
             "Test scores of the final layer before and after, and of the best hidden layer before, which inner folds "
@@ -92,7 +88,3 @@ def _cell(value: Any) -> str:
 def _plain(text: str) -> str:
     """Without what Markdown, HTML or a table would take for its own."""
     return re.sub(r"[<>|`\[\]\n\r]", " ", text)
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -17,7 +17,7 @@ from typing import Any
 
 from tsprobe.cluster.options import Cluster
 from tsprobe.cluster.work import Result, Work, perform
-from tsprobe.errors import ClusterError, MissingPackageError
+from tsprobe.errors import ClusterError, MissingPackageError, first_line
 
 RETRIES = 3  # of work whose worker was killed or whose node went away
 AHEAD = 2  # pieces of work that wait for each that can run: none idles, and what has come back does not pile up
@@ -155,7 +155,7 @@ class Session:
         except ray.exceptions.RayTaskError:  # no mistake of the user, and none of the cluster: the bug itself
             raise
         except ray.exceptions.RayError as error:
-            return Lost(_line(error))
+            return Lost(first_line(error))
 
     def _possible(self, gpus: float) -> bool:
         return any(node["cpus"] >= self.options.cpus and node["gpus"] >= gpus for node in self.nodes)
@@ -215,7 +215,7 @@ def _connect(options: Cluster) -> Path | None:
     except (OSError, RuntimeError, ValueError, TimeoutError, ray.exceptions.RayError) as error:
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
-        raise ClusterError(f"cannot use the cluster {options.address!r}: {_line(error)}") from error
+        raise ClusterError(f"cannot use the cluster {options.address!r}: {first_line(error)}") from error
     return folder
 
 
@@ -243,8 +243,3 @@ def _own_signals() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0].rstrip(".") if lines else type(error).__name__

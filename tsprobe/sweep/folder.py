@@ -149,13 +149,6 @@ def timed(clock: dict[str, float], name: str) -> Iterator[None]:
     clock[name] = time.perf_counter() - begin
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-
-
 def _refuse_other(spec: SearchSpec, folder: Path) -> None:
     path = folder / "spec.yaml"
     if not path.exists():

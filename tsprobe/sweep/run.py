@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from tsprobe.encoders.base import Encoder
-from tsprobe.files import alone, replace_text
+from tsprobe.files import alone, kept_json, replace_text
 from tsprobe.study.progress import Stage, silent
 from tsprobe.study.run import pick_device
 from tsprobe.sweep import storage
@@ -21,7 +21,6 @@ from tsprobe.sweep.folder import (
     complete,
     open_folder,
     provenance_of,
-    read_json,
     run_missing,
     table,
     timed,
@@ -75,7 +74,7 @@ def run_sweep(
         figures = {"inner_score": best["inner_score"]} | {
             f"test.{name}": best["test"][name] for name in ("score", "low", "high")
         }
-        return Sweep(folder, trials, best, read_json(folder / "study.json")["token"], figures)
+        return Sweep(folder, trials, best, kept_json(folder / "study.json")["token"], figures)
 
 
 def _chosen(spec: SweepSpec, study: Any) -> Any:
@@ -89,7 +88,7 @@ def _chosen(spec: SweepSpec, study: Any) -> Any:
 
 def _judged(spec: SweepSpec, folder: Path, bench: Bench, reader: Reader, trial: Any) -> dict[str, Any]:
     """What is said of the chosen trial. Its test score is taken once; another one's is a further look, and counted."""
-    kept = read_json(folder / "best.json")
+    kept = kept_json(folder / "best.json")
     if kept.get("trial") == trial.number and kept.get("resamples") == spec.resamples:
         kept.pop("compared", None)
         return kept

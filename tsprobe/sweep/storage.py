@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from tsprobe.errors import MissingPackageError, SpecError, StorageError
-from tsprobe.files import replace_text
+from tsprobe.files import kept_json, replace_text
 from tsprobe.sweep.search import SearchSpec, hidden_password
 
 TOKEN, MADE_OF, WHY = "tsprobe.token", "tsprobe.made_of", "why"
@@ -205,10 +205,7 @@ def _key(parameters: dict[str, Any]) -> str:
 
 
 def _token(path: Path) -> str | None:
-    try:
-        return json.loads(path.read_text())["token"]
-    except (OSError, ValueError, KeyError):
-        return None
+    return kept_json(path).get("token")
 
 
 def _bury(study: Any, *, again: bool) -> None:

@@ -32,7 +32,7 @@ from tsprobe.alignment.run import Work
 from tsprobe.alignment.spec import AlignSpec
 from tsprobe.encoders.base import Encoder
 from tsprobe.errors import DataError, SpecError, StorageError
-from tsprobe.files import lock, replace_text
+from tsprobe.files import kept_json, lock, replace_text
 from tsprobe.study.progress import Stage, silent
 from tsprobe.sweep.space import Asks, Recorder, one_of
 from tsprobe.sweep.tuning_spec import NUMBERS, Range, TuningSweepSpec, label
@@ -138,10 +138,7 @@ class TuningBench:
 
     def kept(self, setting: Tuned) -> dict[str, Any]:
         """What the folder of a setting says of it; nothing where it was not tuned to the end."""
-        try:
-            return json.loads((self.place(setting) / FOUND).read_text())
-        except (OSError, ValueError):
-            return {}
+        return kept_json(self.place(setting) / FOUND)
 
     def found(self, setting: Tuned) -> dict[str, Any]:
         """Tune, or read what was found when this setting was tuned; of several who draw it, one does."""

@@ -22,7 +22,7 @@ from tsprobe.alignment.run import BEFORE, Work, refuse_early, run_alignment
 from tsprobe.alignment.teachers import find_teachers
 from tsprobe.encoders.base import Encoder
 from tsprobe.errors import SpecError
-from tsprobe.files import alone, replace_text
+from tsprobe.files import alone, kept_json, replace_text
 from tsprobe.study import provenance as made_by
 from tsprobe.study.progress import Stage, silent
 from tsprobe.sweep import storage
@@ -31,7 +31,6 @@ from tsprobe.sweep.folder import (
     complete,
     open_folder,
     provenance_of,
-    read_json,
     run_missing,
     table,
     timed,
@@ -62,7 +61,7 @@ def run_tuning_sweep(
         _refuse_unsendable(encoder)
     with alone(folder):
         place, study = open_folder(spec, folder, fresh=fresh)
-        token, clock = str(read_json(folder / "study.json")["token"]), dict[str, float]()
+        token, clock = str(kept_json(folder / "study.json")["token"]), dict[str, float]()
         source = Source(spec.placed, folder, encoder, dict(tasks or {}), stage)
         work = source.work
         _refuse_tunings(spec, work)
@@ -158,7 +157,7 @@ def _aligned(spec: TuningSweepSpec, folder: Path, bench: TuningBench, chosen: Ch
     )
     changes = families.tradeoff([where])
     of_recipe = changes[changes["control"] == ""].to_dict("records")
-    kept, name = read_json(folder / "best.json"), str(where.relative_to(folder))
+    kept, name = kept_json(folder / "best.json"), str(where.relative_to(folder))
     return {
         "trial": chosen.trial.number, "params": chosen.trial.params, "setting": chosen.setting,
         "inner_score": chosen.found["score"], "price": chosen.found["price"], "inner": chosen.found["families"],
