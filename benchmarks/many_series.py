@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import tempfile
 import time
 from multiprocessing.connection import Connection
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from ridge_statistics import MIDDLE, Case, problem, resident
+from ridge_statistics import MIDDLE, Case, forked, problem, resident
 
 import tsprobe as tp
 
@@ -57,17 +56,6 @@ def child(n: int, answer: Connection) -> None:
         answer.send(study(n, Path(folder) / "study"))
 
 
-def run(n: int) -> Row:
-    context = multiprocessing.get_context("fork")  # the imports are there already; nothing has run that needs threads
-    mine, its = context.Pipe(duplex=False)
-    process = context.Process(target=child, args=(n, its))
-    process.start()
-    its.close()
-    found = mine.recv()
-    process.join()
-    return found
-
-
 def table(rows: list[Row]) -> str:
     lines = [
         "# A whole study against the number of series",
@@ -95,7 +83,7 @@ def main() -> None:
     parser.add_argument("--most", type=int, default=SIZES[-1], help="the largest N that is run")
     parser.add_argument("--out", type=Path, default=RESULTS)
     chosen = parser.parse_args()
-    rows = [run(n) for n in SIZES if n <= chosen.most]
+    rows = [forked(child, n) for n in SIZES if n <= chosen.most]
     text = table(rows)
     print(text)
     chosen.out.mkdir(parents=True, exist_ok=True)

@@ -19,9 +19,10 @@ import platform
 import re
 import statistics
 import time
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -124,15 +125,20 @@ def child(case: Case, way: str, answer: Connection) -> None:
     answer.send((time.perf_counter() - begin, probing, resident("VmHWM") - before))
 
 
-def run(case: Case, way: str) -> tuple[float, float, float]:
+def forked(work: Callable[..., None], *given: object) -> Any:
+    """What `work(*given, answer)` sends, run in a process of its own."""
     context = multiprocessing.get_context("fork")  # the imports are there already; nothing has run that needs threads
     mine, its = context.Pipe(duplex=False)
-    process = context.Process(target=child, args=(case, way, its))
+    process = context.Process(target=work, args=(*given, its))
     process.start()
     its.close()
     found = mine.recv()
     process.join()
     return found
+
+
+def run(case: Case, way: str) -> tuple[float, float, float]:
+    return forked(child, case, way)
 
 
 def measure(case: Case) -> list[Row]:

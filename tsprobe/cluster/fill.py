@@ -276,13 +276,9 @@ class _Large:
         return path.with_suffix(f".{self._asked.fingerprint[:16]}.sums.npz")
 
     def _question(self, parts: int) -> str:
-        spec = self._spec_of_sums
-        return json.dumps([self._work.fingerprint, self._asked.fingerprint, spec, parts, self._cluster.options.shard])
-
-    @property
-    def _spec_of_sums(self) -> dict[str, Any]:
-        spec = self._pair.spec.dump()
-        return {name: spec[name] for name in ("layers", "poolings", "channels", "rows", "seeds", "folds", "missing")}
+        spec, names = self._pair.spec.dump(), ("layers", "poolings", "channels", "rows", "seeds", "folds", "missing")
+        asked = {name: spec[name] for name in names}
+        return json.dumps([self._work.fingerprint, self._asked.fingerprint, asked, parts, self._cluster.options.shard])
 
     def _keep_sums(self, merged: streamed.Gathered, number: int, parts: int) -> None:
         about = {"question": np.array(self._question(parts)), "merged": np.array(number)}
