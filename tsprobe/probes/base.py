@@ -19,6 +19,7 @@ from torch import Tensor
 
 from tsprobe.errors import DataError, SpecError
 from tsprobe.metrics import Metric
+from tsprobe.probes.cores import on_cores
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
@@ -300,23 +301,25 @@ def readout(
 
     `group_bytes` is the memory that `solve` takes for one group; `strongest_last` says that larger strengths
     regularise more, `double` that `solve` wants its features in float64, `chunk_bytes` that it is quicker in chunks
-    smaller than memory asks for. Raises DataError when the metric is undefined on the training rows.
+    smaller than memory asks for: these run side by side. Raises DataError when the metric is undefined on the training
+    rows.
     """
     step = max(1, min(CHUNK_BYTES, chunk_bytes or CHUNK_BYTES) // group_bytes)
-    y = problem.target.y.to(problem.x.device)
-    inner, chosen, prediction, norms = [], [], [], []
-    for x, x_test in zip(problem.x.split(step), problem.x_test.split(step), strict=True):
-        solved = solve(x.double(), x_test.double()) if double else solve(x, x_test)
+
+    def of(chunk: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        x, x_test = (part.double() for part in chunk) if double else chunk
+        solved = solve(x, x_test)
         series = problem.target.series
         scores = metric(y, solved.held_out, **({} if series is None else {"series": series.to(y.device)}))  # [g, A]
         best = choose(scores, strengths, metric.name, strongest_last=strongest_last)
-        inner.append(scores)
-        chosen.append(best)
         test = solved.test
-        prediction.append(
-            test[torch.arange(len(best), device=best.device), best] if isinstance(test, Tensor) else test(best)
-        )
-        norms.append(solved.gradient_norm)
+        test = test[torch.arange(len(best), device=best.device), best] if isinstance(test, Tensor) else test(best)
+        return scores, best, test, solved.gradient_norm
+
+    y = problem.target.y.to(problem.x.device)
+    chunks = list(zip(problem.x.split(step), problem.x_test.split(step), strict=True))
+    at_once = CHUNK_BYTES // (step * group_bytes) if chunk_bytes else 1
+    inner, chosen, prediction, norms = zip(*on_cores(of, chunks, at_once), strict=True)
     gradient_norm = torch.cat([g for g in norms if g is not None]) if norms[0] is not None else None
     return Readout(strengths, torch.cat(inner), torch.cat(chosen), torch.cat(prediction), gradient_norm)
 

@@ -1,0 +1,63 @@
+"""The same work on many pieces, each on a core of its own.
+
+The matrices of one layer are too small for torch to share among cores: an eigendecomposition of size 384 takes two
+threads nearly as long as one. Layers are many, and need nothing of each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextvars import Context, copy_context
+from queue import Empty, SimpleQueue
+from threading import Thread
+from typing import TypeVar
+
+import torch
+
+Piece = TypeVar("Piece")
+Made = TypeVar("Made")
+
+
+def on_cores(work: Callable[[Piece], Made], pieces: Sequence[Piece], at_once: int) -> list[Made]:
+    """`work` of each piece, in order, at most so many at once; raises what a piece that fails raises.
+
+    On as many threads as torch has (`torch.get_num_threads`), which has one for each of them meanwhile. They see the
+    caller's context variables and gradient modes. A caller that is interrupted does not wait for what is begun.
+    """
+    threads = torch.get_num_threads()
+    many = min(threads, at_once, len(pieces))
+    if many < 2:
+        return [work(piece) for piece in pieces]
+    made: dict[int, Made] = {}
+    failed: list[BaseException] = []
+    waiting: SimpleQueue[int] = SimpleQueue()
+    for number in range(len(pieces)):
+        waiting.put(number)
+    modes = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
+
+    def some(context: Context) -> None:
+        torch.set_num_threads(1)
+        try:
+            with torch.inference_mode(modes[0]), torch.set_grad_enabled(modes[1]):
+                while not failed:
+                    number = waiting.get_nowait()
+                    made[number] = context.run(work, pieces[number])
+        except Empty:
+            return
+        except BaseException as error:  # noqa: BLE001  (the caller raises it)
+            failed.append(error)
+
+    workers = [Thread(target=some, args=(copy_context(),), name="probes", daemon=True) for _ in range(many)]
+    try:
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+    except BaseException as error:
+        failed.append(error)  # so that they take no further piece
+        raise
+    finally:
+        torch.set_num_threads(threads)
+    if failed:
+        raise failed[0]
+    return [made[number] for number in range(len(pieces))]
