@@ -239,6 +239,17 @@ def test_overrides_reach_nested_settings(tmp_path: Path) -> None:
         read_spec(path, ("seeds",))
 
 
+def test_a_task_asked_for_by_another_spelling_goes_by_its_own_name(tmp_path: Path) -> None:
+    given = {"own?n=1": planted_task(name="own"), "own?n=1&m=2": planted_task(name="own")}
+    encoders = {"planted": planted_encoder(2)}
+    spec = make_spec(QUICK | {"encoders": ["planted"], "tasks": ["own?n=1"]})
+    study = run_study(spec, tmp_path / "one", encoders=encoders, tasks=given)
+    assert list(study.provenance["tasks"]) == list(study.verdicts.task) == ["own"]
+    spec = make_spec(QUICK | {"encoders": ["planted"], "tasks": list(given)})
+    with pytest.raises(SpecError, match=r"own\?n=1 and own\?n=1&m=2 are one task, own"):
+        run_study(spec, tmp_path / "two", encoders=encoders, tasks=given)
+
+
 def test_a_probe_that_cannot_read_any_task_is_refused_before_anything_runs(tmp_path: Path) -> None:
     y = np.random.default_rng(0).standard_normal(120)
     task = planted_task()

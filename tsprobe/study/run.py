@@ -153,7 +153,10 @@ def pick_device(name: str) -> str:
 
 def _load_tasks(spec: StudySpec, given: dict[str, Task]) -> dict[str, Task]:
     tasks = {name: given[name] if name in given else load_task(name) for name in spec.tasks}
+    asked: dict[str, str] = {}
     for name, task in tasks.items():
+        if asked.setdefault(task.name, name) != name:
+            raise SpecError(f"{asked[task.name]} and {name} are one task, {task.name}: ask for it once")
         if not any(task.kind in probes_for(probe) for probe in spec.probes):
             raise SpecError(f"none of the probes {', '.join(spec.probes)} can read {name}, a {task.kind} task")
         missing = task.train.missing + task.test.missing
@@ -260,8 +263,8 @@ def _write_provenance(
         "seeds": list(spec.seeds),
         "controls": {entry.name: entry.role for entry in entries if entry.role != "studied"},
         "encoders": facts,
-        "tasks": {name: made_by.describe_task(task) for name, task in tasks.items()},
-        "seen_in_pretraining": made_by.seen_in_pretraining(facts, tasks),
+        "tasks": {task.name: made_by.describe_task(task) for task in tasks.values()},
+        "seen_in_pretraining": made_by.seen_in_pretraining(facts, [task.name for task in tasks.values()]),
         "missing_values": missing,
         "diagnostics": {"measures": asked.names, "tokens_of": asked.tokens, "seed": asked.seed}
         | ({"views": asked.n_views, "views_of": asked.samples, "views_are": views} if asked.n_views else {}),
