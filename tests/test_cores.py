@@ -76,13 +76,16 @@ def test_a_piece_that_fails_is_the_callers_error_and_no_more_is_begun() -> None:
     assert torch.get_num_threads() == 2
 
 
-def test_a_caller_that_is_interrupted_does_not_wait() -> None:
-    forever = threading.Event()
+@pytest.mark.parametrize("patience", [0.0, 30.0])
+def test_a_caller_that_is_interrupted_waits_a_little(patience: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tsprobe.probes.cores.PATIENCE", patience)
+    forever, ended = threading.Event(), []
 
     def work(piece: int) -> int:
         if piece == 0:
             os.kill(os.getpid(), signal.SIGINT)
-        forever.wait()
+        forever.wait(1 if patience else None)
+        ended.append(piece)
         return piece
 
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -90,6 +93,7 @@ def test_a_caller_that_is_interrupted_does_not_wait() -> None:
         with pytest.raises(KeyboardInterrupt):
             on_cores(work, range(4), 9)
         assert torch.get_num_threads() == 2
+        assert (0 in ended) if patience else not ended
     finally:
         signal.signal(signal.SIGINT, before)
         forever.set()

@@ -10,10 +10,12 @@ from collections.abc import Callable, Sequence
 from contextvars import Context, copy_context
 from queue import Empty, SimpleQueue
 from threading import Thread
+from time import monotonic
 from typing import TypeVar
 
 import torch
 
+PATIENCE = 3.0  # seconds: a thread that is still in torch when Python ends can take the process down with it
 Piece = TypeVar("Piece")
 Made = TypeVar("Made")
 
@@ -22,7 +24,7 @@ def on_cores(work: Callable[[Piece], Made], pieces: Sequence[Piece], at_once: in
     """`work` of each piece, in order, at most so many at once; raises what a piece that fails raises.
 
     On as many threads as torch has (`torch.get_num_threads`), which has one for each of them meanwhile. They see the
-    caller's context variables and gradient modes. A caller that is interrupted does not wait for what is begun.
+    caller's context variables and gradient modes. A caller that is interrupted waits a little for what is begun.
     """
     threads = torch.get_num_threads()
     many = min(threads, at_once, len(pieces))
@@ -55,6 +57,10 @@ def on_cores(work: Callable[[Piece], Made], pieces: Sequence[Piece], at_once: in
             worker.join()
     except BaseException as error:
         failed.append(error)  # so that they take no further piece
+        end = monotonic() + PATIENCE
+        for worker in workers:
+            if worker.is_alive():
+                worker.join(max(0.0, end - monotonic()))
         raise
     finally:
         torch.set_num_threads(threads)
