@@ -167,7 +167,7 @@ def test_sam_teaches_a_tuning(encoder, sam, tmp_path, monkeypatch):
     [
         ("ruptures", SpecError, "for pictures give sam2"),
         ("sam2:", SpecError, "needs a folder"),
-        ("sam2:/nowhere/at/all", EncoderError, "cannot be loaded"),
+        ("sam2:/nowhere/at/all", EncoderError, "there is no folder"),
     ],
 )
 def test_other_teachers_are_refused(encoder, source, error, message):

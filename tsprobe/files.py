@@ -25,10 +25,14 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+_LONGEST = 4000  # bytes of a path, to which names of files may still be added
+
+
 def no_path(name: str) -> str | None:
     """Why a name, which may hold a path, can be none on any system; None where it can."""
-    if "\0" in name or any(len(part.encode(errors="replace")) > 255 for part in name.split("/")):
-        return "it holds a zero byte, or more than 255 bytes between two '/'"
+    parts = [len(part.encode(errors="replace")) for part in name.split("/")]
+    if "\0" in name or max(parts) > 255 or sum(parts) + len(parts) > _LONGEST:
+        return f"it holds a zero byte, more than 255 bytes between two '/', or more than {_LONGEST} in all"
     try:
         for mark in (None, ":", "/"):
             Path(name if mark is None else name.partition(mark)[2]).expanduser()

@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 
-from tsprobe.errors import EncoderError, MissingPackageError
-from tsprobe.files import replace_file
+from tsprobe.encoders import hub
+from tsprobe.errors import DAMAGE, EncoderError, MissingPackageError, first_line
+from tsprobe.files import read_array, replace_file
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -27,6 +29,7 @@ POINTS = 16  # a side; PE has 32 at 1024 pixels
 MAP = 32  # pixels a side of the maps that are kept
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _AT_ONCE = 64  # points
+_FAMILY = "sam2"
 
 
 class Masks:
@@ -42,13 +45,15 @@ class Masks:
     def load(cls, source: str, device: torch.device) -> Masks:
         """Raises `EncoderError` for a folder or id that holds no SAM 2, `MissingPackageError` without transformers."""
         try:
-            from transformers import Sam2Model
+            from transformers import Sam2Config, Sam2Model
         except ModuleNotFoundError as error:
             raise MissingPackageError("transformers", f"masks of {source}", "vision") from error
+        folder = hub.find_folder(source, _FAMILY)
+        config = hub.read_config(folder, _FAMILY)  # without names of code, which transformers would fetch and run
         try:
-            model: Any = Sam2Model.from_pretrained(source, use_safetensors=True)
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
-            raise EncoderError(f"sam2: {source} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
+            model: Any = Sam2Model.from_pretrained(folder, config=Sam2Config.from_dict(config), use_safetensors=True)
+        except (OSError, SafetensorError, *DAMAGE) as error:
+            raise EncoderError(f"{_FAMILY}: {source} cannot be loaded: {first_line(error)}") from error
         return cls(model.to(device).eval().requires_grad_(False), source)
 
     def of(self, pictures: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B M h w"]:
@@ -86,7 +91,7 @@ class Masks:
 def _read(file: Path) -> np.ndarray | None:
     """None where there is none, or a damaged one."""
     try:
-        found = np.load(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError):
+        found = read_array(file)
+    except (OSError, ValueError):
         return None
-    return found if found.shape == (POINTS * POINTS, MAP, MAP) else None
+    return found if found.shape == (POINTS * POINTS, MAP, MAP) and found.dtype == np.float16 else None

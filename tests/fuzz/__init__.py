@@ -4,7 +4,8 @@
 |---|---|
 | `harness.py` | a target, what counts as a finding, and how a try is watched |
 | `mutate.py` | changes to a file that leave its outer form whole, so that a reader gets past its first check |
-| `series.py`, `configs.py`, `checkpoints.py`, `folders.py` | the targets |
+| `rasters.py` | the same for pictures and for shards |
+| `series.py`, `configs.py`, `checkpoints.py`, `folders.py`, `pictures.py`, `towers.py` | the targets |
 | `corpus/TARGET/` | what once broke a reader; `tests/test_fuzz.py` replays it |
 | `__main__.py` | the driver: `python -m tests.fuzz [TARGET ...] --seconds N`, with atheris (extra `fuzz`) |
 

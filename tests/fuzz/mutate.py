@@ -17,6 +17,8 @@ import yaml
 
 from tsprobe.errors import DAMAGE
 
+from . import rasters
+
 # What a number, a name, or a text might be that a reader did not think of
 VALUES: tuple[Any, ...] = (
     None, True, False, 0, 1, -1, 2, 7, 1.5, 255, 65536, 2**31, 2**63, 10**30, -(10**9), 1e308, float("nan"),
@@ -43,6 +45,12 @@ def mutated(name: str, content: bytes, rng: random.Random) -> bytes:
 def _changed(name: str, content: bytes, rng: random.Random) -> bytes:
     if rng.random() < 0.1:
         return _bytes(content, rng)
+    if content.startswith(rasters.PNG):
+        return rasters.png(content, rng, _bytes)
+    if content.startswith(rasters.JPEG):
+        return rasters.jpeg(content, rng, _bytes)
+    if rasters.is_tar(content):
+        return rasters.tar(content, rng, lambda inside, rng: _changed("", inside, rng))
     if content[:2] == b"PK":
         return _archive(content, rng)
     if content[:6] == b"\x93NUMPY":

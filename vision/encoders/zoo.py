@@ -19,7 +19,7 @@ from tsprobe.errors import EncoderError, UnknownNameError
 from tsprobe.types import Inputs
 from vision.encoders.base import ImageEncoder, Look, image_facts
 from vision.encoders.pixels import NAME, Pixels
-from vision.models import MODEL_TYPE, build
+from vision.models import MODEL_TYPE, build, load_tower
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,10 +56,9 @@ class VisionZoo(ImageEncoder):
     @classmethod
     def _from_folder(cls, folder: Path, name: str, size: int | None) -> VisionZoo:
         config = hub.read_config(folder, FAMILY, MODEL_TYPE)
+        module = load_tower(config, folder, FAMILY)
         with hub.building(folder, FAMILY):
-            module = build(config)
-        hub.load_state(module, folder, FAMILY)  # half precision in the file, float32 in the module
-        return cls(name, module, config, size)
+            return cls(name, module, config, size)
 
     def __init__(self, name: str, module: Any, config: dict[str, Any], size: int | None = None) -> None:
         shape = module.shape

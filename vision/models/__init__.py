@@ -6,17 +6,20 @@ A folder holds `config.json` and `model.safetensors` (the image tower), and, whe
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
-from tsprobe.errors import EncoderError, StorageError
+from tsprobe.encoders import hub
+from tsprobe.errors import DAMAGE, EncoderError, StorageError, reason
 from vision.models.text import TextShape, TextTower, Vocabulary
 from vision.models.tower import Tower, TowerShape
 
-__all__ = ["MODEL_TYPE", "TextShape", "TextTower", "Tower", "TowerShape", "Vocabulary", "build", "load_text"]
+__all__ = [
+    "MODEL_TYPE", "TextShape", "TextTower", "Tower", "TowerShape", "Vocabulary", "build", "load_text", "load_tower",
+]  # fmt: skip
 
 MODEL_TYPE = "vision-zoo"
 
@@ -31,22 +34,38 @@ def build(config: dict[str, Any]) -> nn.Module:
         raise EncoderError(f"no tower can be built from this config: {error}") from error
 
 
+def load_tower(config: dict[str, Any], folder: Path, family: str) -> nn.Module:
+    """The image tower of a folder, half precision in the file, float32 in the module. Raises `EncoderError`."""
+    with hub.building(folder, family):
+        with torch.device("meta"):
+            skeleton = build(config)
+        hub.refuse_larger(skeleton, folder, family)
+        if hub.wants_weights():  # before sizes of the config are made real
+            hub.check_weights(skeleton, folder, family)
+        module = build(config)
+    return hub.load_state(module, folder, family)
+
+
 def load_text(folder: Path) -> tuple[TextTower, float]:
     """The text tower of a folder and the scale of its cosines (the inverse of the temperature).
 
     Raises `EncoderError` where the folder has none, `StorageError` for a damaged file.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     config_file, weights = folder / "config.json", folder / "text.safetensors"
     if not config_file.exists() or not weights.exists():
         raise EncoderError(f"{folder} holds no text tower: its images were not trained with captions")
+    config = hub.read_config(folder, "vision")
     try:
-        config = json.loads(config_file.read_text())
-        tower = TextTower(TextShape(**config["text"]), Vocabulary(config["vocabulary"]), config["tower"]["embed"])
         state = {name: tensor.float() for name, tensor in load_file(weights).items()}
         scale = float(state.pop("scale"))
+        shape, vocabulary = TextShape(**config["text"]), Vocabulary(config["vocabulary"])
+        with torch.device("meta"):  # before sizes of the config are made real
+            TextTower(shape, vocabulary, config["tower"]["embed"]).load_state_dict(state, assign=True)
+        tower = TextTower(shape, vocabulary, config["tower"]["embed"])
         tower.load_state_dict(state)
-    except Exception as error:  # a damaged file raises what it likes
-        raise StorageError(f"the text tower in {folder} cannot be read: {' '.join(str(error).split())}") from error
+    except (OSError, SafetensorError, *DAMAGE) as error:
+        raise StorageError(f"the text tower in {folder} cannot be read: {reason(error)}") from error
     return tower.eval(), scale

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from vision.models.blocks import EPS, Block
-from vision.models.tower import start
+from vision.models.tower import MOST, start
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -32,8 +32,9 @@ class Vocabulary:
     """Words and their numbers; the first four are padding, start, end and unknown."""
 
     def __init__(self, words: Sequence[str]) -> None:
-        if tuple(words[: len(SPECIAL)]) != SPECIAL or len(set(words)) != len(words):
-            raise ValueError(f"a vocabulary starts with {', '.join(SPECIAL)} and names no word twice")
+        named = all(isinstance(word, str) for word in words)
+        if not named or tuple(words[: len(SPECIAL)]) != SPECIAL or len(set(words)) != len(words):
+            raise ValueError(f"a vocabulary is words, starts with {', '.join(SPECIAL)} and names no word twice")
         self.words = list(words)
         self._number = {word: i for i, word in enumerate(words)}
 
@@ -78,6 +79,8 @@ class TextShape:
     def __post_init__(self) -> None:
         if min(self.width, self.depth, self.heads, self.ratio) < 1 or self.context < 3:
             raise ValueError("all sizes of a text tower are at least 1, its context at least 3")
+        if self.depth > MOST:
+            raise ValueError(f"a text tower has at most {MOST} blocks, not {self.depth}")
         if self.width % self.heads:
             raise ValueError(f"width {self.width} must be a multiple of the {self.heads} heads")
 

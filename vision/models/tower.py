@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+MOST = 1000  # blocks: building so many takes a second
+
+
 @dataclass(frozen=True)
 class TowerShape:
     """The architecture. `size` (of the learned grid) and `patch` are in pixels; `embed` is the width after projection,
@@ -37,8 +40,8 @@ class TowerShape:
 
     def __post_init__(self) -> None:
         sizes = (self.size, self.patch, self.width, self.depth, self.heads, self.ratio, self.embed or 1)
-        if min(sizes) < 1:
-            raise ValueError("all sizes of a tower are at least 1")
+        if min(sizes) < 1 or self.depth > MOST:
+            raise ValueError(f"all sizes of a tower are at least 1, and it has at most {MOST} blocks")
         if self.width % (4 * self.heads):
             raise ValueError(f"width {self.width} must be a multiple of four times the {self.heads} heads")
         if self.size % self.patch:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from tsprobe.files import replace_file, replace_text
+from tsprobe.errors import DAMAGE, warn_damaged
+from tsprobe.files import parse_json, replace_file, replace_text
 from vision.models import Vocabulary
 from vision.pretraining.spec import WorldSpec
 
@@ -79,11 +80,25 @@ def _kept(world: WorldSpec, n: int, seed: int, draw: Draw) -> Pool:
     mark = hashlib.sha256(first.tobytes() + "\n".join(captions).encode()).hexdigest()[:12]
     folder = Path(world.folder or Path(tempfile.gettempdir(), "tsprobe-scenes")) / f"{mark}-{n}"
     images_file, captions_file = folder / "images.npy", folder / "captions.json"
-    if not captions_file.exists():
-        images, captions = draw(n, world.size, seed)
-        replace_file(images_file, lambda handle: np.save(handle, images))
-        replace_text(captions_file, json.dumps(captions))  # last: its presence says that the folder is whole
-    return Pool(np.load(images_file, mmap_mode="r"), json.loads(captions_file.read_text()), folder.name)
+    if captions_file.exists():
+        try:
+            return Pool(*_read(images_file, captions_file, (n, 3, world.size, world.size)), folder.name)
+        except (OSError, *DAMAGE) as error:
+            warn_damaged(folder, error)
+    images, captions = draw(n, world.size, seed)
+    replace_file(images_file, lambda handle: np.save(handle, images))
+    replace_text(captions_file, json.dumps(captions))  # last: its presence says that the folder is whole
+    return Pool(*_read(images_file, captions_file, images.shape), folder.name)
+
+
+def _read(images_file: Path, captions_file: Path, shape: tuple[int, ...]) -> tuple[np.ndarray, list[str]]:
+    """Raises `ValueError`, or another of `DAMAGE`, for other pictures or captions than were written."""
+    images, captions = np.load(images_file, mmap_mode="r"), parse_json(captions_file.read_bytes())
+    if images.shape != shape or images.dtype != np.uint8:
+        raise ValueError(f"pictures of shape {images.shape} and type {images.dtype}")
+    if not isinstance(captions, list) or len(captions) != len(images) or not all(isinstance(c, str) for c in captions):
+        raise ValueError("not one caption for each picture")
+    return images, captions
 
 
 def drawn(n: int, size: int, seed: int) -> tuple[UInt8[np.ndarray, "N 3 H W"], list[str]]:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tsprobe.errors import DataError
+from tsprobe.errors import DataError, reason
 from tsprobe.tasks.base import Task
 from vision.tasks import files, pixels
 
@@ -73,9 +73,12 @@ def classes(name: str, mask: Path, size: int) -> np.ndarray:
 
 
 def names_of(root: Path) -> dict[int, str]:
-    """Names of classes by number, from the table that comes with the data set; none without it."""
+    """Names of classes by number, from the table that comes with the data set; none without it. Raises `DataError`."""
     file = root / "objectInfo150.txt"
     if not file.exists():
         return {}
-    rows = [line.split("\t") for line in file.read_text(encoding="utf-8").splitlines()[1:]]
-    return {int(row[0]): row[-1].split(",")[0].strip() for row in rows if row[0].strip().isdigit()}
+    try:
+        rows = [line.split("\t") for line in file.read_text(encoding="utf-8").splitlines()[1:]]
+        return {int(row[0]): row[-1].split(",")[0].strip() for row in rows if row[0].strip().isdecimal()}
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file} cannot be read as a table of classes ({reason(error)})") from error

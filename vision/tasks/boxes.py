@@ -31,7 +31,7 @@ import numpy as np
 
 from tsprobe.data.panel import Panel
 from tsprobe.data.text import Question, normal
-from tsprobe.errors import DataError, SpecError
+from tsprobe.errors import DAMAGE, DataError, SpecError, reason
 from tsprobe.files import parse_json
 from tsprobe.tasks.base import Task
 from tsprobe.tasks.language import Questions
@@ -77,7 +77,7 @@ def load_refs(name: str) -> Task:
         lines = files.some(_lines(full, root, names), n, (settings.seed, is_test))
         paths = sorted({line.path for line in lines})
         series = {p: to_panel(files.read(p, settings.size)[None])[0] for p in paths}
-        sides = {p: _sides(p) for p in paths}
+        sides = {p: files.sides(p) for p in paths}
         asked = [question(line.phrase, _shares(full, line, sides[line.path]), settings.bins) for line in lines]
         pairs.append((Panel(tuple(series[line.path] for line in lines)), asked))
         groups.append(np.array([paths.index(line.path) for line in lines]))
@@ -89,7 +89,7 @@ def _lines(name: str, root: Path, splits: tuple[str, ...]) -> list[_Line]:
     if file is None:
         raise DataError(f"task {name!r}: no {' or '.join(f'{s}.jsonl' for s in splits)} in {root}")
     try:
-        texts = file.read_text(encoding="utf-8").splitlines()
+        texts = file.read_text(encoding="utf-8").split("\n")  # other ends of lines may stand in a phrase
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{file} cannot be read ({error})") from error
     found = [_line(root, f"{file}, line {i}", text) for i, text in enumerate(texts, 1) if text.strip()]
@@ -102,20 +102,13 @@ def _line(root: Path, where: str, text: str) -> _Line:
     try:
         row = parse_json(text)
         left, top, width, height = map(float, row["box"])
-        line = _Line(where, root / str(row["file"]), str(row["phrase"]), (left, top, width, height))
-    except (ValueError, KeyError, TypeError) as error:
+        line = _Line(where, files.below(root, row["file"]), str(row["phrase"]), (left, top, width, height))
+    except DAMAGE as error:
         due = '{"file": ..., "phrase": ..., "box": [left, top, width, height]}'
-        raise DataError(f"{where}: {type(error).__name__} {error}; give {due}") from error
+        raise DataError(f"{where}: {type(error).__name__} {reason(error)}; give {due}") from error
     if not normal(line.phrase):
         raise DataError(f"{where}: the phrase {line.phrase!r} has no word")
     return line
-
-
-def _sides(path: Path) -> tuple[int, int]:
-    from PIL import Image
-
-    with Image.open(path) as stored:  # it has been read as a whole before
-        return stored.size
 
 
 def _shares(name: str, line: _Line, sides: tuple[int, int]) -> list[float]:

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from tsprobe.errors import DataError, SpecError
+from tsprobe.errors import DAMAGE, DataError, SpecError, reason
 from tsprobe.files import parse_json
 from tsprobe.tasks.base import MultiLabel, Task
 from vision.tasks import detection, files, pixels
@@ -96,7 +96,7 @@ def _split(name: str, root: Path, starts: tuple[str, ...]) -> tuple[list[_Pictur
         names = {int(c["id"]): str(c["name"]) for c in sorted(table["categories"], key=lambda c: c["id"])}
         where = _pictures(root, file)
         pictures = {
-            int(row["id"]): _Picture(where / row["file_name"], int(row["width"]), int(row["height"]))
+            int(row["id"]): _Picture(files.below(where, row["file_name"]), int(row["width"]), int(row["height"]))
             for row in table["images"]
         }
         for row in table["annotations"]:
@@ -104,8 +104,11 @@ def _split(name: str, root: Path, starts: tuple[str, ...]) -> tuple[list[_Pictur
             if wrong := _mistake(row, picture, names):
                 raise DataError(f"{file}: object {row.get('id')} of {picture.path.name} {wrong}")
             picture.objects.append(row)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{file} cannot be read as COCO's instances ({type(error).__name__}: {error})") from error
+    except (OSError, *DAMAGE) as error:
+        why = f"{type(error).__name__}: {reason(error)}"
+        raise DataError(f"{file} cannot be read as COCO's instances ({why})") from error
+    if not names:
+        raise DataError(f"{file} names no category")
     return sorted(pictures.values(), key=lambda p: p.path), names
 
 
@@ -143,14 +146,12 @@ def _objects(name: str, picture: _Picture, numbers: dict[int, int]) -> detection
 
 
 def _check_size(name: str, picture: _Picture) -> None:
-    from PIL import Image
-
-    with Image.open(picture.path) as stored:  # it has been read as a whole before
-        if stored.size != (picture.width, picture.height):
-            raise DataError(
-                f"task {name!r}: {picture.path} has {stored.size[0]} x {stored.size[1]} pixels, not "
-                f"{picture.width} x {picture.height} as the annotations say"
-            )
+    width, height = files.sides(picture.path)
+    if (width, height) != (picture.width, picture.height):
+        raise DataError(
+            f"task {name!r}: {picture.path} has {width} x {height} pixels, not {picture.width} x {picture.height} as "
+            "the annotations say"
+        )
 
 
 def _classes(name: str, picture: _Picture, numbers: dict[int, int], size: int) -> np.ndarray:
@@ -161,18 +162,37 @@ def _classes(name: str, picture: _Picture, numbers: dict[int, int], size: int) -
     canvas = Image.new("I", (size, size), 0)
     drawing = ImageDraw.Draw(canvas)
     scale = np.array([size / picture.width, size / picture.height])
-    for row in sorted(picture.objects, key=_area, reverse=True):
-        outline = row.get("segmentation")
-        if row.get("iscrowd") or not isinstance(outline, list):
-            x, y, width, height = row["bbox"]
+    try:
+        outlined = [(_area(row), row, _outlines(row, picture)) for row in picture.objects]
+    except DAMAGE as error:
+        raise DataError(f"task {name!r}: an object of {picture.path.name} {reason(error)}") from error
+    for _, row, outlines in sorted(outlined, key=lambda one: -one[0]):
+        if outlines is None:
+            x, y, width, height = map(float, row["bbox"])
             corners = (np.array([[x, y], [x + width, y + height]]) * scale - 0.5).round().ravel().tolist()
             drawing.rectangle(corners, fill=-1)
             continue
-        for polygon in outline:
-            points = (np.array(polygon, float).reshape(-1, 2) * scale - 0.5).ravel().tolist()
+        for outline in outlines:
+            points = (outline * scale - 0.5).ravel().tolist()
             drawing.polygon(points, fill=numbers[int(row["category_id"])] + 1)
     return np.asarray(canvas).astype(np.int64)
 
 
 def _area(row: dict[str, Any]) -> float:
-    return float(row.get("area", row["bbox"][2] * row["bbox"][3]))
+    if row.get("area") is not None:
+        return float(row["area"])
+    return float(row["bbox"][2]) * float(row["bbox"][3])
+
+
+def _outlines(row: dict[str, Any], picture: _Picture) -> list[np.ndarray] | None:
+    """Corners `[n, 2]` of the polygons of an object, None where it has none. Raises `ValueError`."""
+    polygons = row.get("segmentation")
+    if row.get("iscrowd") or not isinstance(polygons, list):
+        return None
+    found = [np.array(polygon, float) for polygon in polygons]
+    for points in found:
+        if points.ndim != 1 or len(points) < 4 or len(points) % 2:
+            raise ValueError("has an outline that is no list of corners, x and y of each behind one another")
+        if not (np.abs(points) <= 2 * max(picture.width, picture.height)).all():  # of NaN, nothing holds
+            raise ValueError(f"has an outline far outside a picture of {picture.width} x {picture.height}")
+    return [points.reshape(-1, 2) for points in found]

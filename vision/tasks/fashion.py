@@ -13,6 +13,7 @@ MNIST, compressed or not. Test pictures are those of the official test set.
 from __future__ import annotations
 
 import gzip
+import math
 import os
 import struct
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from tsprobe.data.panel import Panel
-from tsprobe.errors import DataError, MissingPackageError, UnknownNameError
+from tsprobe.errors import DAMAGE, DataError, MissingPackageError, UnknownNameError, reason
 from tsprobe.tasks import options
 from tsprobe.tasks.base import Classification, Task, TaskInfo
 from vision.images import to_panel
@@ -91,12 +92,12 @@ def _read(name: str, axes: int) -> np.ndarray:
     try:
         with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as handle:
             content = handle.read(_LARGEST + 1)
-    except (OSError, EOFError) as error:
-        raise DataError(f"{file} cannot be read ({error})") from error
+    except (OSError, *DAMAGE) as error:
+        raise DataError(f"{file} cannot be read ({reason(error)})") from error
     head = 4 + 4 * axes
     if len(content) < head or content[:4] != bytes((0, 0, 8, axes)):
         raise DataError(f"{file} is not in MNIST's format with {axes} axes")
     sizes = struct.unpack(f">{axes}I", content[4:head])
-    if len(content) - head != int(np.prod(sizes, dtype=np.int64)):
+    if len(content) - head != math.prod(sizes):
         raise DataError(f"{file} holds {len(content) - head} bytes, and its head says {list(sizes)}")
     return np.frombuffer(content, np.uint8, offset=head).reshape(sizes)

@@ -3,20 +3,22 @@
 Images are squashed to a square, since that leaves no object out, and masks and boxes shrink with them; colours by
 bilinear interpolation, masks and depths by the nearest pixel. They are taken as stored, without turning by EXIF, as
 COCO and ImageNet are annotated.
+
+Of what Pillow reads, formats of pictures alone are read, whatever a file is called: some others start programs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from tsprobe.data.panel import Panel
-from tsprobe.errors import DataError, MissingPackageError, SpecError
-from tsprobe.files import read_array
+from tsprobe.errors import DAMAGE, DataError, MissingPackageError, SpecError, reason
+from tsprobe.files import no_path, read_array, refuse_growth
 from tsprobe.tasks import options
 from vision.images import to_panel
 
@@ -28,6 +30,9 @@ if TYPE_CHECKING:
 _SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 _PICTURES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB")  # 8 bits a channel
 _SMALLEST, _LARGEST = 8, 4096  # pixels a side that may be asked for
+_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+_MOST = 178_956_970  # pixels of a file: what Pillow reads unless another package lifts its bound
+_COLOURS, _NUMBERS = 12, 4  # bytes a pixel that are held at once where colours, or numbers, are read
 
 
 @dataclass(frozen=True)
@@ -54,10 +59,33 @@ def a_third(items: Sequence[Item], seed: Any) -> tuple[list[Item], list[Item]]:
 
 def folder(name: str, path: str) -> Path:
     """The folder of a task. Raises `DataError` where there is none."""
-    found = Path(path).expanduser()
-    if not path or not found.is_dir():
-        raise DataError(f"task {name!r}: {str(found)!r} is no folder")
-    return found
+    there = found(path)
+    if there is None or not there.is_dir():
+        raise DataError(f"task {name!r}: {path!r} is no folder")
+    return there
+
+
+def found(path: str) -> Path | None:
+    """The file or folder of a path, which may begin with `~`; None where there is none."""
+    if not path or no_path(path):
+        return None
+    try:
+        return there if (there := Path(path).expanduser()).exists() else None
+    except OSError:  # it is too long, or goes through a file
+        return None
+
+
+def below(where: Path, name: Any) -> Path:
+    """A file that annotations name, below a folder. Raises `ValueError` for a name that is none, or leads out of it.
+
+    Links are followed: whoever keeps the pictures elsewhere has put them there.
+    """
+    if not isinstance(name, str) or not name or no_path(name):
+        raise ValueError(f"{str(name)[:80]!r} is no name of a file")
+    path = PurePath(name)
+    if path.anchor or ".." in path.parts:
+        raise ValueError(f"{name[:80]!r} leads out of the folder {where.name!r}")
+    return where / path
 
 
 def subfolder(name: str, parent: Path, names: Sequence[str]) -> Path:
@@ -112,27 +140,32 @@ def read_whole(path: Path) -> UInt8[np.ndarray, "3 h w"]:
 
 def sides(path: Path) -> tuple[int, int]:
     """Width and height in pixels, as stored; pixels are not read. Raises `DataError` for a file that is no picture."""
-    width, height = _open(path, pixels=False).size
+    width, height = _open(path, 0).size
     return width, height
 
 
 def _rgb(path: Path) -> Any:
     from PIL import Image
 
-    picture = _open(path)
-    if picture.mode not in _PICTURES:
-        raise DataError(f"{path} has mode {picture.mode}; give a picture of 8 bits a channel, such as RGB or grey")
+    picture = _colours(path)
     if "A" in picture.mode or "transparency" in picture.info:
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-    return picture.convert("RGB")
+    return picture if picture.mode == "RGB" else picture.convert("RGB")
+
+
+def _colours(path: Path) -> Any:
+    picture = _open(path, _COLOURS)
+    if picture.mode not in _PICTURES:
+        raise DataError(f"{path} has mode {picture.mode}; give a picture of 8 bits a channel, such as RGB or grey")
+    return picture
 
 
 def read_cut_out(path: Path, size: int) -> tuple[UInt8[np.ndarray, "3 H W"], Float32[np.ndarray, "H W"]]:
     """A picture, and how much of each pixel belongs to it, from 0 to 1. Raises `DataError` for a file that is none."""
     from PIL import Image
 
-    small = _open(path).convert("RGBA").resize((size, size), Image.Resampling.BILINEAR)
+    small = _colours(path).convert("RGBA").resize((size, size), Image.Resampling.BILINEAR)
     channels = np.asarray(small).transpose(2, 0, 1)
     return channels[:3], channels[3].astype(np.float32) / 255
 
@@ -154,9 +187,9 @@ def read_map(path: Path) -> Shaped[np.ndarray, "h w"]:
         try:
             values = read_array(path)
         except (OSError, ValueError) as error:
-            raise DataError(f"{path} cannot be read ({error})") from error
+            raise DataError(f"{path} cannot be read ({reason(error)})") from error
     else:
-        picture = _open(path)
+        picture = _open(path, _NUMBERS)
         if picture.mode not in ("1", "L", "P", "F") and not picture.mode.startswith("I"):
             raise DataError(f"{path} has mode {picture.mode}; give one channel (grey, palette, or 16 bits)")
         values = np.asarray(picture)
@@ -178,15 +211,21 @@ def panel(name: str, paths: Sequence[Path], size: int, split: str) -> Panel:
     return Panel(tuple(to_panel(read(p, size)[None])[0] for p in paths))
 
 
-def _open(path: Path, pixels: bool = True) -> Any:
+def _open(path: Path, held: int) -> Any:
+    """A picture of which so many bytes a pixel will be held; with 0 its pixels are not read. Raises `DataError`."""
     try:
         from PIL import Image
     except ImportError as error:
         raise MissingPackageError("pillow", f"reading {path.name}", "vision") from error
     try:
-        with Image.open(path) as picture:
-            if pixels:
+        if not path.is_file():  # a pipe would be waited for
+            raise FileNotFoundError("there is no such file")
+        with Image.open(path, formats=_FORMATS) as picture:
+            if held:
+                refuse_growth(held * picture.width * picture.height, path.stat().st_size)
+                if picture.width * picture.height > _MOST:
+                    raise ValueError(f"it has {picture.width} x {picture.height} pixels, too many")
                 picture.load()
             return picture
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # all that Pillow raises
-        raise DataError(f"{path} is no readable image ({error})") from error
+    except (OSError, *DAMAGE, Image.DecompressionBombError) as error:
+        raise DataError(f"{path} is no readable image ({reason(error)})") from error

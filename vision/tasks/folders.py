@@ -28,13 +28,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tsprobe.errors import DataError, SpecError
+from tsprobe.errors import DataError, SpecError, reason
 from tsprobe.tasks.base import Classification, Task
 from vision.tasks import files, pixels, tracking
 
 if TYPE_CHECKING:
     from jaxtyping import Integer, UInt8
 
+_MOST = 65535  # the largest number of an object
 _TRAIN, _TEST = ("train", "training"), ("val", "validation", "test")
 
 
@@ -157,7 +158,12 @@ def _clips(name: str, root: Path) -> list[str]:
     if listed is None:
         found: Sequence[str] = sorted(p.name for p in _at(name, root, "JPEGImages").iterdir() if p.is_dir())
     else:
-        found = listed.read_text(encoding="utf-8").split()
+        try:
+            found = listed.read_text(encoding="utf-8").split()
+            for clip in found:
+                files.below(root, clip)
+        except (OSError, ValueError) as error:
+            raise DataError(f"{listed} cannot be read as a list of clips ({reason(error)})") from error
     if not found:
         raise DataError(f"task {name!r}: no clip in {listed or root / 'JPEGImages'}")
     return list(found)
@@ -183,6 +189,8 @@ def _frames(name: str, root: Path, clip: str) -> list[tuple[Path, Path]]:
 def _mask(path: Path) -> np.ndarray:
     """Numbers of objects, -1 where it is not said (255)."""
     values = files.read_map(path)
+    if values.dtype.kind == "f" or values.min() < 0 or values.max() > _MOST:
+        raise DataError(f"{path} holds other numbers than objects from 0 to {_MOST}")
     if values.dtype.kind == "b" or set(np.unique(values).tolist()) == {0, 255}:  # one object, in black and white
         return (values > 0).astype(np.int64)
     return np.where(values == 255, -1, values.astype(np.int64))

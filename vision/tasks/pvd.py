@@ -106,11 +106,13 @@ def _check(name: str, settings: _Settings) -> int:
 
 def _splits(name: str, path: str, seed: int) -> tuple[list[Clip], list[Clip]]:
     """Clips for training and for the test. Raises `DataError`."""
-    root = Path(path).expanduser()
-    if root.is_dir() and (root / "train").is_dir() and (root / "test").is_dir():
+    root = files.found(path)
+    if root is None:
+        raise DataError(f"task {name!r}: {path!r} is no shard, and no folder with shards *.tar")
+    if (root / "train").is_dir() and (root / "test").is_dir():
         parts = [_all(name, sorted((root / split).glob("*.tar")), root / split) for split in ("train", "test")]
         return parts[0], parts[1]
-    shards = sorted(root.glob("*.tar")) if root.is_dir() else [root] if root.is_file() else []
+    shards = sorted(root.glob("*.tar")) if root.is_dir() else [root]
     every = _all(name, shards, root)
     split = files.a_third(every, (seed, 2))
     if not split[1]:

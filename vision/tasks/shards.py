@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tsprobe.errors import DataError
+from tsprobe.errors import DAMAGE, DataError, reason
 from tsprobe.files import parse_json
 
 _LARGEST = {"json": 1 << 22, "mp4": 1 << 30}  # bytes that a member of this ending may have
@@ -56,8 +56,14 @@ def clips(shard: Path) -> Iterator[Clip]:
     said: dict[str, dict[str, Any]] = {}
     order: list[str] = []
     try:
+        if not shard.is_file():  # a pipe would be waited for
+            raise DataError(f"{shard} is no file")
         with tarfile.open(shard, "r:") as tar:
+            last = -1
             for member in tar:
+                if member.offset <= last:  # of a negative size: older versions of Python go round for ever
+                    raise DataError(f"{shard}: {member.name} has a size below 0")
+                last = member.offset
                 key, _, ending = member.name.removeprefix("./").rpartition(".")
                 if ending not in _LARGEST or not member.isfile():
                     continue
@@ -70,8 +76,8 @@ def clips(shard: Path) -> Iterator[Clip]:
                     videos[key] = member.offset_data, member.size
                 else:
                     said[key] = _object(tar, member, shard)
-    except (OSError, tarfile.TarError) as error:
-        raise DataError(f"{shard} cannot be read as a tar file ({error})") from error
+    except (OSError, tarfile.TarError, *DAMAGE) as error:
+        raise DataError(f"{shard} cannot be read as a tar file ({reason(error)})") from error
     lone = next(iter(sorted(set(videos) ^ set(said))), None)
     if lone is not None:
         raise DataError(f"{shard}: {lone}.{'mp4 has no json' if lone in videos else 'json has no mp4'} beside it")
@@ -82,8 +88,8 @@ def _object(tar: tarfile.TarFile, member: tarfile.TarInfo, shard: Path) -> dict[
     handle = tar.extractfile(member)
     try:
         found = parse_json(handle.read() if handle else b"")
-    except (ValueError, OSError) as error:  # UnicodeDecodeError is one
-        raise DataError(f"{shard}: {member.name} cannot be read as json ({error})") from error
+    except (OSError, tarfile.TarError, *DAMAGE) as error:
+        raise DataError(f"{shard}: {member.name} cannot be read as json ({reason(error)})") from error
     if not isinstance(found, dict):
         raise DataError(f"{shard}: {member.name} holds no object")
     return found

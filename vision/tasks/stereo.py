@@ -34,12 +34,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
-from zipfile import BadZipFile
 
 import numpy as np
 
 from tsprobe.data.panel import Panel
-from tsprobe.errors import DataError, MissingPackageError, SpecError, UnknownNameError
+from tsprobe.errors import DataError, MissingPackageError, SpecError, UnknownNameError, reason
 from tsprobe.files import read_arrays
 from tsprobe.tasks import options
 from tsprobe.tasks.base import Task, TaskInfo
@@ -213,8 +212,8 @@ def _stored(path: Path) -> np.ndarray:
         return files.read_map(path)
     try:
         values = next(iter(read_arrays(path).values()), np.zeros(0))
-    except (OSError, ValueError, EOFError, BadZipFile) as error:
-        raise DataError(f"{path} cannot be read ({error})") from error
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read ({reason(error)})") from error
     if values.ndim != 2 or not values.size or values.dtype.kind not in "uif":
         raise DataError(f"{path} has shape {list(values.shape)} of {values.dtype}; give one number a pixel, [H, W]")
     return values

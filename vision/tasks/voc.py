@@ -31,7 +31,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from tsprobe.data.panel import Panel
-from tsprobe.errors import DataError, SpecError
+from tsprobe.errors import DAMAGE, DataError, SpecError, reason
 from tsprobe.tasks.base import MultiLabel, Task
 from vision.images import to_panel
 from vision.tasks import detection, files
@@ -151,8 +151,8 @@ def annotated(name: str, picture: Path, xml: Path) -> Annotated:
             (_text(o, "name").strip(), [float(_text(o, f"bndbox/{s}")) for s in _SIDES], o.findtext("difficult"))
             for o in root.iter("object")
         ]
-    except (OSError, ElementTree.ParseError, ValueError) as error:
-        raise DataError(f"{xml} cannot be read as an annotation of Pascal VOC ({error})") from error
+    except (OSError, *DAMAGE) as error:
+        raise DataError(f"{xml} cannot be read as an annotation of Pascal VOC ({reason(error)})") from error
     if said != (width, height):
         raise DataError(
             f"task {name!r}: {picture} has {width} x {height} pixels, not {said[0]} x {said[1]} as {xml.name} says"

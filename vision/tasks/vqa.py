@@ -20,7 +20,7 @@ import numpy as np
 
 from tsprobe.data.panel import Panel
 from tsprobe.data.text import Question, normal
-from tsprobe.errors import DataError
+from tsprobe.errors import DAMAGE, DataError, reason
 from tsprobe.files import parse_json
 from tsprobe.tasks.base import Task
 from tsprobe.tasks.language import Questions
@@ -44,7 +44,8 @@ def load_vqa(name: str) -> Task:
         images = sorted({image for image, _ in asked})
         series = {image: to_panel(files.read(pictures[image], settings.size)[None])[0] for image in images}
         pairs.append((Panel(tuple(series[image] for image, _ in asked)), [question for _, question in asked]))
-        groups.append(np.array([image for image, _ in asked]))
+        number = {image: i for i, image in enumerate(images)}
+        groups.append(np.array([number[image] for image, _ in asked]))
     return Questions(full, pairs[0], pairs[1], groups=groups[0], source=str(root))
 
 
@@ -57,9 +58,9 @@ def _asked(name: str, root: Path, split: str) -> list[tuple[int, Question]]:
             (int(row["image_id"]), Question(str(row["question"]), answers[int(row["question_id"])]))
             for row in questions
         ]
-    except (KeyError, TypeError, ValueError) as error:
+    except DAMAGE as error:
         raise DataError(
-            f"task {name!r}: a {split} question is not as VQA has it ({type(error).__name__}: {error})"
+            f"task {name!r}: a {split} question is not as VQA has it ({type(error).__name__}: {reason(error)})"
         ) from error
     found = [(image, question) for image, question in asked if normal(str(question.answer))]
     if not found:
@@ -73,8 +74,9 @@ def _read(name: str, root: Path, split: str, what: str) -> list[dict[str, Any]]:
         raise DataError(f"task {name!r}: no *{split}*_{what}.json in {root}")
     try:
         rows = parse_json(found[0].read_text(encoding="utf-8"))[what]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{found[0]} cannot be read as VQA's {what} ({type(error).__name__}: {error})") from error
+    except (OSError, *DAMAGE) as error:
+        why = f"{type(error).__name__}: {reason(error)}"
+        raise DataError(f"{found[0]} cannot be read as VQA's {what} ({why})") from error
     if not isinstance(rows, list):
         raise DataError(f"{found[0]}: {what} is no list")
     return rows

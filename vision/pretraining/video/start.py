@@ -13,7 +13,7 @@ import torch
 from tsprobe.encoders import hub
 from tsprobe.errors import EncoderError
 from vision.encoders.zoo import FAMILY, names
-from vision.models import MODEL_TYPE, TextTower, Tower, Vocabulary, build, load_text
+from vision.models import MODEL_TYPE, TextTower, Tower, Vocabulary, load_text, load_tower
 from vision.models.text import SPECIAL, UNKNOWN, words_of
 
 if TYPE_CHECKING:
@@ -40,9 +40,7 @@ def load_start(source: str) -> Start:
     with as_file(files("vision") / "zoo" / name) if shipped else nullcontext(Path(name).expanduser()) as folder:
         config = hub.read_config(folder, FAMILY, MODEL_TYPE)
         text, scale = load_text(folder)
-        with hub.building(folder, FAMILY):
-            tower: Any = build(config)
-        hub.load_state(tower, folder, FAMILY)
+        tower: Any = load_tower(config, folder, FAMILY)
     return Start(tower.eval(), text, scale, config)
 
 
