@@ -69,6 +69,10 @@ def build() -> nn.Module:
     return Planted(2)
 
 
+def build_badly() -> Planted:
+    return Planted(1 // 0)
+
+
 def build_random() -> nn.Module:
     """Weights from the global generator, as most modules draw them."""
     module = Planted(None)

@@ -16,6 +16,7 @@ import tsprobe as tp
 from tsprobe.encoders.baselines import Chance
 from tsprobe.errors import DamagedWarning, DataError, SpecError, StorageError
 from tsprobe.study import make_spec, read_spec, run_study
+from tsprobe.study.entries import build_source
 from tsprobe.study.pair import Pair
 from tsprobe.study.result import DIAGNOSTICS, SCORES, VERDICTS
 
@@ -328,6 +329,13 @@ def test_a_module_of_the_users_own_by_path_is_the_same_every_time(tmp_path: Path
         make = make_spec({"encoders": [{**encoder, "source": wrong}], "tasks": [task.name], **QUICK})
         with pytest.raises(SpecError, match=r"cannot be found|not a torch.nn.Module"):
             run_study(make, tmp_path / "wrong", tasks={task.name: task})
+
+
+def test_a_module_of_the_users_own_that_raises_is_one_line_that_says_where() -> None:
+    with pytest.raises(SpecError, match=r"json:loads' raised TypeError \(.*missing 1 .*\) at .*entries.py, line"):
+        build_source("python:json:loads")
+    with pytest.raises(SpecError, match=r"raised ZeroDivisionError \(integer .* by zero\) at .*planted.py, line"):
+        build_source("python:planted:build_badly")
 
 
 def test_tasks_with_the_same_series_share_features_and_the_weights_are_hashed_once(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -11,7 +12,7 @@ import torch
 from tsprobe.encoders import load_encoder
 from tsprobe.encoders.base import UNTRAINED, Encoder
 from tsprobe.encoders.baselines import Baseline, load_baseline
-from tsprobe.errors import SpecError
+from tsprobe.errors import SpecError, TsprobeError, reason
 from tsprobe.study.spec import EncoderSpec, StudySpec
 
 
@@ -87,7 +88,14 @@ def build_source(source: str) -> torch.nn.Module | Encoder:
         raise SpecError(f"{source!r} cannot be found ({error}); write python:package.module:function") from error
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        built = build()
+        try:
+            built = build()
+        except TsprobeError:
+            raise
+        except Exception as error:  # the user's own code may raise anything
+            last = traceback.extract_tb(error.__traceback__)[-1]
+            at = f"at {last.filename}, line {last.lineno}"
+            raise SpecError(f"{source!r} raised {type(error).__name__} ({reason(error)}) {at}") from error
     if not isinstance(built, torch.nn.Module | Encoder):
         raise SpecError(f"{source!r} gives a {type(built).__name__}, not a torch.nn.Module or an Encoder")
     return built
