@@ -72,6 +72,13 @@ def test_valid_files_are_read(name: str, seeds: dict[str, list[bytes]], tmp_path
     TARGETS[name].read(tmp_path, seeds[name][0])
 
 
+@pytest.mark.parametrize("head", [b"7", b"[]", b'"x"', b"{}"])
+def test_what_has_been_changed_can_be_changed_again(head: bytes) -> None:
+    content = len(head).to_bytes(8, "little") + head
+    for number in range(50):
+        mutated(".safetensors", content, random.Random(number))
+
+
 def test_a_finding_would_be_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of each kind: an exception, a file outside, a process, a pickle, a long message, memory, and time."""
     import pickle

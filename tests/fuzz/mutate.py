@@ -251,7 +251,7 @@ def _weights(content: bytes, rng: random.Random) -> bytes:
         return _bytes(content, rng)
     if rng.random() < 0.3:
         return content[: 8 + size] + _bytes(content[8 + size :], rng)
-    if rng.random() < 0.3 and head:
+    if rng.random() < 0.3 and isinstance(head, dict) and head:  # a changed head may be a number
         entry = head[rng.choice(list(head))]
         if isinstance(entry, dict):
             entry["dtype"] = rng.choice(("F64", "F16", "BF16", "I64", "BOOL", "F8_E4M3", "U8", "C64", "X"))
