@@ -7,6 +7,7 @@ threads nearly as long as one. Layers are many, and need nothing of each other.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from contextvars import Context, copy_context
 from queue import Empty, SimpleQueue
 from threading import Thread
@@ -33,6 +34,7 @@ def on_cores(work: Callable[[Piece], Made], pieces: Sequence[Piece], at_once: in
     made: dict[int, Made] = {}
     failed: list[BaseException] = []
     waiting: SimpleQueue[int] = SimpleQueue()
+    ended: SimpleQueue[None] = SimpleQueue()
     for number in range(len(pieces)):
         waiting.put(number)
     modes = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
@@ -48,19 +50,23 @@ def on_cores(work: Callable[[Piece], Made], pieces: Sequence[Piece], at_once: in
             return
         except BaseException as error:  # noqa: BLE001  (the caller raises it)
             failed.append(error)
+        finally:
+            ended.put(None)
 
-    workers = [Thread(target=some, args=(copy_context(),), name="probes", daemon=True) for _ in range(many)]
+    running = 0
     try:
-        for worker in workers:
-            worker.start()
-        for worker in workers:
-            worker.join()
+        for _ in range(many):
+            running += 1
+            Thread(target=some, args=(copy_context(),), name="probes", daemon=True).start()
+        while running:
+            ended.get()  # a `join` that a signal interrupts takes its thread for ended
+            running -= 1
     except BaseException as error:
         failed.append(error)  # so that they take no further piece
-        end = monotonic() + PATIENCE
-        for worker in workers:
-            if worker.is_alive():
-                worker.join(max(0.0, end - monotonic()))
+        until = monotonic() + PATIENCE
+        with suppress(Empty):
+            for _ in range(running):
+                ended.get(timeout=max(0.0, until - monotonic()))
         raise
     finally:
         torch.set_num_threads(threads)
