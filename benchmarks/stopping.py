@@ -37,7 +37,7 @@ def run(config: Path, out: Path, after: float) -> dict[str, Any]:
     said, _ = process.communicate()
     end = time.perf_counter() - sent
     cells = sum(1 for _ in out.rglob("cells/**/*.npz"))
-    finished = process.returncode == 0
+    finished = (out / "report.html").exists()  # what is told to end after that is Python's own end
     return {"after": after, "end": None if finished else end, "code": process.returncode, "cells": cells,
             "said": said.strip().splitlines()[-1] if said.strip() else ""}  # fmt: skip
 
@@ -45,6 +45,21 @@ def run(config: Path, out: Path, after: float) -> dict[str, Any]:
 def line(row: dict[str, Any]) -> str:
     end = "finished" if row["end"] is None else f"{row['end']:.2f} s"
     return f"| {row['after']:.0f} s | {end} | {row['code']} | {row['cells']} | {row['said'] if row['code'] else ''} |"
+
+
+def write(config: str, rows: list[dict[str, Any]]) -> None:
+    ends = sorted(row["end"] for row in rows if row["end"] is not None)
+    machine = f"{os.cpu_count()} cores, {platform.machine()}"
+    head = (
+        f"{config}, {len(ends)} times told to end by SIGTERM, on {machine}. Half of the runs ended within "
+        f"{ends[len(ends) // 2]:.2f} s, all within {ends[-1]:.2f} s; each went on from what the one before had done."
+    )
+    table = ["| told after | ended after | exit code | cells kept | last line |", "|---|---|---|---|---|"]
+    table += map(line, rows)
+    text = "\n".join(["# A study that is told to end", "", head, "", *table]) + "\n"
+    print(text)
+    (RESULTS / "stopping-cpu.md").write_text(text)
+    (RESULTS / "stopping-cpu.json").write_text(json.dumps({"head": head, "rows": rows}, indent=1) + "\n")
 
 
 def main() -> int:
@@ -61,18 +76,7 @@ def main() -> int:
             print(line(rows[-1]), flush=True)
             if rows[-1]["end"] is None or rows[-1]["code"] != 128 + signal.SIGTERM:
                 break
-    ends = sorted(row["end"] for row in rows if row["end"] is not None)
-    machine = f"{os.cpu_count()} cores, {platform.machine()}"
-    head = (
-        f"{asked.config.name}, {len(ends)} times told to end by SIGTERM, on {machine}. Half of the runs ended within "
-        f"{ends[len(ends) // 2]:.2f} s, all within {ends[-1]:.2f} s; each went on from what the one before had done."
-    )
-    table = ["| told after | ended after | exit code | cells kept | last line |", "|---|---|---|---|---|"]
-    table += map(line, rows)
-    text = "\n".join(["# A study that is told to end", "", head, "", *table]) + "\n"
-    print(text)
-    (RESULTS / "stopping-cpu.md").write_text(text)
-    (RESULTS / "stopping-cpu.json").write_text(json.dumps({"head": head, "rows": rows}, indent=1) + "\n")
+    write(asked.config.name, rows)
     return int(rows[-1]["end"] is not None)
 
 
