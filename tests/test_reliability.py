@@ -31,7 +31,8 @@ HEAD = """# What happens when something breaks
 
 Every row is a fault that `tests/test_reliability.py` injects into a running study. *Lost* counts results that were
 finished before the fault and had to be computed again, and tables that came out different from those of a study that
-nothing happened to. The table is written by the test (`TSPROBE_WRITE=1`), and compared by it on every run.
+nothing happened to. The table is written by the test (`TSPROBE_WRITE=1`), and compared by it on every run. How
+soon a study ends that is told to is [measured](../benchmarks/results/stopping-cpu.md): within seconds.
 
 | fault | what the command says | exit | how it goes on | lost |
 |---|---|---|---|---|
