@@ -119,7 +119,7 @@ def lock(folder: Path) -> int | None:
 
 def _owner(folder: Path) -> str:
     try:
-        about = json.loads((folder / OWNER).read_text())
+        about = parse_json((folder / OWNER).read_text())
         minutes = (time.time() - float(about["since"])) / 60
         return f"process {int(about['process'])} on {str(about['host'])[:64]}, for {minutes:.0f} min"
     except (OSError, ValueError, KeyError, TypeError):

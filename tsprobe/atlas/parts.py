@@ -16,7 +16,7 @@ from tsprobe.alignment import run_alignment
 from tsprobe.atlas.labels import few_label_layers
 from tsprobe.atlas.spec import AtlasSpec
 from tsprobe.errors import StorageError, TsprobeError
-from tsprobe.files import replace_text
+from tsprobe.files import parse_json, replace_text
 from tsprobe.study import run_study
 from tsprobe.study.progress import Stage
 
@@ -84,7 +84,7 @@ def _alignment(asked: Any, where: Path, stage: Stage) -> list[str]:
 def _finished(mark: Path, asked: dict[str, Any]) -> list[str] | None:
     """What a finished part left out; None where it was not finished, or was asked for something else."""
     try:
-        kept = json.loads(mark.read_text())
+        kept = parse_json(mark.read_text())
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from tsprobe.errors import warn_damaged
-from tsprobe.files import read_arrays, replace_file, safe_name
+from tsprobe.files import parse_json, read_arrays, replace_file, safe_name
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Cell:
         """The cell, or None where there is none, it answers another question, or it is damaged, which is told."""
         try:
             data = read_arrays(path)
-            meta = json.loads(str(data["meta"]))
+            meta = parse_json(str(data["meta"]))
             if meta["key"] != key.digest():
                 return None
             arrays = {name: data[name] for name in _ARRAYS}

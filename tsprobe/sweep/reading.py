@@ -19,7 +19,7 @@ from tsprobe.capture.features import Features
 from tsprobe.data.panel import Panel
 from tsprobe.encoders.base import Encoder
 from tsprobe.errors import DataError, EncoderError, SpecError
-from tsprobe.files import replace_text
+from tsprobe.files import kept_json, replace_text
 from tsprobe.study import make_spec
 from tsprobe.study import provenance as made_by
 from tsprobe.study.entries import Entry, plan_entries
@@ -139,7 +139,7 @@ class Reader:
     def _costs(self, encoder: Encoder, layers: tuple[str, ...]) -> dict[tuple[str, str], float]:
         """Measured once: a sweep that goes on must not compare with other times."""
         kind, path = str(self.spec.cost), self.folder / "costs.json"
-        kept = json.loads(path.read_text()) if path.exists() else {}
+        kept = kept_json(path)
         key = f"{encoder.name} {self.facts[encoder.name]['weights_sha256']} {kind}"
         if set(kept.get(key, {})) != set(layers):
             kept[key] = {name: costs.cost(encoder, name, self._panel, kind) for name in layers}
