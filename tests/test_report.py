@@ -459,6 +459,7 @@ def test_numbers_have_three_digits(value, shown):
 
 
 def test_numbers_that_are_not_there():
+    assert number(-1.7e-10) == number(0.0) == "0"  # rounding
     assert number(math.nan) == number(None) == "\N{EN DASH}"
     assert number(math.inf) == "∞"
     assert number(0.1, signed=True) == "+0.100"

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 MINUS = "\N{MINUS SIGN}"
 NOTHING = "\N{EN DASH}"  # what stands where there is no number
+ROUNDING = 1e-9  # scores are of float32 features: a smaller difference is none
 
 
 def number(value: float | None, *, signed: bool = False) -> str:
@@ -22,7 +23,7 @@ def number(value: float | None, *, signed: bool = False) -> str:
     if math.isinf(value):
         return "∞" if value > 0 else MINUS + "∞"
     size = abs(value)
-    if size == 0:
+    if size < ROUNDING:
         return "0"
     if size < 1e-4 or size >= 1e6:
         text = f"{size:.2e}"
