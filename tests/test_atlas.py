@@ -324,7 +324,7 @@ def made_tradeoff(changes: dict[str, tuple[float, float]], kept: tuple[float, fl
     [
         ({"dense": (0.1, 0.2), "language": (-0.3, -0.1)}, (-0.01, 0.1), "privileges", "one family at the cost"),
         ({"dense": (-0.1, 0.2), "language": (-0.3, -0.1)}, (-0.01, 0.1), "loses", "No alignment here"),
-        ({"dense": (0.1, 0.2), "language": (-0.1, 0.1)}, (-0.01, 0.1), "keeps", "can preserve all of it: x did"),
+        ({"dense": (0.1, 0.2), "language": (-0.1, 0.1)}, (-0.01, 0.1), "keeps", "about: x did in dense and language,"),
         ({"dense": (0.1, 0.2), "language": (-0.1, 0.1)}, (-0.3, -0.1), "loses", "No alignment here"),
         ({"dense": (0.1, 0.2), "language": (-0.1, 0.1)}, (-0.1, 0.1), "undecided", "Undecided"),
     ],

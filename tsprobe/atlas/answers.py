@@ -73,13 +73,20 @@ def of_alignments(tradeoff: pd.DataFrame, spec: AtlasSpec, asked: Sequence[str])
         f"{listed(names)}: {said[way]}" for way, names in sorted(ways.items(), key=lambda w: list(said).index(w[0]))
     ]
     if ways.get("keeps"):
-        kept = listed(ways["keeps"])
-        headline = f"Alignment can preserve all of it: {kept} did, to within {number(spec.margin)} of the score"
+        kept = listed([f"{name} did in {_families_of(own, name)}" for name in ways["keeps"]])
+        headline = (
+            f"Alignment can preserve all that was asked about: {kept}, to within {number(spec.margin)} of the score"
+        )
     elif ways.get("privileges") or ways.get("loses"):
         headline = "No alignment here is shown to preserve all of it"
     else:
         headline = "Undecided"
     return Answer(question, f"{headline}. {'; '.join(parts)}.", evidence, _change_alignments(found, spec))
+
+
+def _families_of(own: pd.DataFrame, name: str) -> str:
+    families = own[(own["alignment"] == name) & (own["family"] != costs.ALL)]["family"]
+    return listed(list(dict.fromkeys(families)))
 
 
 def _alignment(name: str, recipe: str, one: dict[str, Any], rows: pd.DataFrame, spec: AtlasSpec) -> str:
