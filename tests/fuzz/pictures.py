@@ -27,6 +27,7 @@ from tsprobe.errors import TsprobeError
 from tsprobe.tasks import load_task
 
 from .checkpoints import Files, folder_target
+from .films import encoded
 from .harness import Target
 
 _IN = "in/data/"
@@ -252,20 +253,8 @@ def _read_shards(folder: Path) -> Any:
         return _reads("pvd/{}?size=8&ask=category", "pvd/{}?size=8", "pvd/{}/train/0.tar?size=8&ask=caption")(folder)
 
 
-def _movie(frames: int = 6) -> bytes:
-    """A small video of MPEG-4's first kind, which every build of FFmpeg writes."""
-    import av
-
-    buffer = io.BytesIO()
-    with av.open(buffer, "w", format="mp4") as container:
-        stream = container.add_stream("mpeg4", rate=5)
-        stream.width = stream.height = _SIDE
-        stream.pix_fmt = "yuv420p"
-        for i in range(frames):
-            frame = av.VideoFrame.from_ndarray(np.asarray(_scene(i)), format="rgb24")
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-    return buffer.getvalue()
+def _movie(frames: int) -> bytes:
+    return encoded([np.asarray(_scene(i)) for i in range(frames)], rate=5)
 
 
 def _read_movie(_: Path, content: bytes) -> Any:
@@ -332,4 +321,4 @@ TARGETS = [
     folder_target("pvd", _shards, _read_shards),
 ]  # fmt: skip
 if find_spec("av"):
-    TARGETS.append(Target("movie", ".mp4", lambda _: [_movie(), _movie(2)], _read_movie))
+    TARGETS.append(Target("movie", ".mp4", lambda _: [_movie(6), _movie(2)], _read_movie))

@@ -282,7 +282,7 @@ class Work:
             "message": message,
             "left_out": self.left_out,
             "encoders": {one.name: made_by.describe_encoder(one, one.fingerprint()) for one in encoders},
-            "tasks": {task.name: made_by.describe_task(task) for task in self.tasks.values()},
+            "tasks": made_by.describe_tasks(self.tasks.values()),
             "seconds": {name: round(seconds, 2) for name, seconds in self.clock.items()},
         }
         replace_text(self.folder / "provenance.json", json.dumps(content, indent=2))

@@ -86,7 +86,7 @@ def of_alignments(tradeoff: pd.DataFrame, spec: AtlasSpec, asked: Sequence[str])
 
 def _families_of(own: pd.DataFrame, name: str) -> str:
     families = own[(own["alignment"] == name) & (own["family"] != costs.ALL)]["family"]
-    return listed(list(dict.fromkeys(families)))
+    return listed(list(families))
 
 
 def _alignment(name: str, recipe: str, one: dict[str, Any], rows: pd.DataFrame, spec: AtlasSpec) -> str:

@@ -47,7 +47,12 @@ def describe_encoder(encoder: Encoder | Baseline, fingerprint: str) -> dict[str,
     }  # fmt: skip
 
 
-def describe_task(task: Task) -> dict[str, Any]:
+def describe_tasks(tasks: Iterable[Task]) -> dict[str, dict[str, Any]]:
+    """By their own names, as tables have them: they may have been asked for by other spellings."""
+    return {task.name: _describe_task(task) for task in tasks}
+
+
+def _describe_task(task: Task) -> dict[str, Any]:
     return {
         "source": task.source, "licence": task.licence, "sha256": task.fingerprint(), "n_train": len(task.train),
         "n_test": len(task.test), "channels": task.train.channels, "description": task.description,

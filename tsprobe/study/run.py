@@ -263,7 +263,7 @@ def _write_provenance(
         "seeds": list(spec.seeds),
         "controls": {entry.name: entry.role for entry in entries if entry.role != "studied"},
         "encoders": facts,
-        "tasks": {task.name: made_by.describe_task(task) for task in tasks.values()},
+        "tasks": made_by.describe_tasks(tasks.values()),
         "seen_in_pretraining": made_by.seen_in_pretraining(facts, [task.name for task in tasks.values()]),
         "missing_values": missing,
         "diagnostics": {"measures": asked.names, "tokens_of": asked.tokens, "seed": asked.seed}

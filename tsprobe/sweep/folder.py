@@ -100,7 +100,7 @@ def provenance_of(
         "versions": made_by.versions() | {"optuna": version("optuna")},
         "device": made_by.describe_device(device), "workers": spec.workers, "cores": os.cpu_count(),
         "seed": spec.seed, "storage": storage.hidden_password(Place.of(spec, folder).storage),
-        "encoders": dict(encoders), "tasks": {task.name: made_by.describe_task(task) for task in tasks.values()},
+        "encoders": dict(encoders), "tasks": made_by.describe_tasks(tasks.values()),
         "seen_in_pretraining": made_by.seen_in_pretraining(dict(encoders), dict(tasks)),
         "seconds": {name: round(value, 2) for name, value in clock.items()},
     }  # fmt: skip
