@@ -23,9 +23,9 @@ from tsprobe.probes.base import Readout, Target
 PROBES = {name: entry for name, entry in ALL.items() if "classification" in entry.kinds and name != "attentive"}
 G, N, M, C, K = 3, 90, 25, 4, 3
 METRIC = {"classification": "accuracy", "multilabel": "auroc", "regression": "r2"}
-# Ridge is exact on both sides. Logistic is stopped at a relative gradient of 1e-7, which leaves less than 1e-4 in
-# probabilities at the weakest penalty. k-nearest votes differ by the tie-break of 1e-6 alone.
-TOLERANCE = {"ridge": 1e-6, "logistic": 1e-4, "knn": 2e-6, "correspondence": 1e-9}
+# Ridge is exact on both sides. Logistic is stopped at a relative gradient of 5e-7, which leaves less than 1e-3 in
+# probabilities at the weakest penalty, and less where it is strong. k-nearest votes differ by the tie-break of 1e-6.
+TOLERANCE = {"ridge": 1e-6, "logistic": 1e-3, "knn": 2e-6, "correspondence": 1e-9}
 STRENGTHS = {
     "ridge": (1e-4, 0.1, 10.0),
     "logistic": (1e-3, 0.1, 100.0),
@@ -151,7 +151,8 @@ def test_agrees_with_scikit_learn_at_every_strength(probe, kind, width, masked):
     size = np.abs(tested).max((0, 1, 2))  # targets have unlike scales
     for a, strength in enumerate(strengths):
         alone = data.fit(probe, strengths=(strength,))
-        np.testing.assert_allclose(alone.prediction.numpy() / size, tested[:, a] / size, atol=TOLERANCE[probe], rtol=0)
+        atol = TOLERANCE[probe] * (min(1, strength) if probe == "logistic" else 1)
+        np.testing.assert_allclose(alone.prediction.numpy() / size, tested[:, a] / size, atol=atol, rtol=0)
     readout = data.fit(probe)
     assert readout.strengths == strengths
     assert len(set(readout.inner.flatten().tolist())) > 3  # scores differ, so that equality says something

@@ -17,9 +17,10 @@ from torch import Tensor
 from tsprobe.errors import SpecError
 from tsprobe.metrics import Metric
 from tsprobe.probes import base, newton
+from tsprobe.probes.moments import Rows, Spread, leave_one_out
 
 if TYPE_CHECKING:
-    from jaxtyping import Bool, Float, Int
+    from jaxtyping import Bool, Float, Float64, Int
 
 STRENGTHS = tuple(10.0**e for e in range(-5, 3))
 _NEVER = -1e30  # log-odds of a class that a fit has not seen: finite, so that its product with 0 is 0
@@ -60,28 +61,27 @@ def fit_predict(
         y, intercepts = y[1:], (intercepts[:, 1:] - intercepts[:, :1])
 
     penalties = [1 / grid[a] for a in ascending]
+    (_, n, d), m, k = x.shape, x_test.shape[1], len(y)
 
     def path(fits: newton.Fits, intercepts: Tensor, test: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Logits `[g, A, F, K, N]`, those of the test rows by the last fit `[g, A, M, K]`, and gradient norms `[g]`."""
-        test = test * fits.scale[:, -1]
-        found = [(z, test @ w[:, -1].mT, norm.amax(1)) for w, z, norm in newton.follow(fits, intercepts, penalties)]
-        logits, tested, norms = (torch.stack(part, 1) for part in zip(*found, strict=True))
-        return logits[:, back], tested[:, back], norms.amax(1)
+        found = [(z, w[:, -1], norm.amax(1)) for w, z, norm in newton.follow(fits, intercepts, penalties)]
+        logits, last, norms = (torch.stack(part, 1) for part in zip(*found, strict=True))
+        last = last[:, back]
+        tested = (test @ last.flatten(1, 2).mT).unflatten(2, last.shape[1:3]).transpose(1, 2)
+        return logits[:, back], tested, norms.amax(1)
 
     def solve(x: Tensor, x_test: Tensor) -> base.Solved:
-        standardise, scale = _standardisers(x, rows)
-        x, x_test = standardise(x), standardise(x_test)
-        if x.shape[2] <= x.shape[1]:
-            z, tested, norms = path(
-                newton.Fits(_with_ones(x), scale, y, weights, softmax), intercepts, _with_ones(x_test)
-            )
+        standardise, scale = _standardisers(x, problem.folds, problem.n_folds)
+        x, x_test = _with_ones(x, standardise), _with_ones(x_test, standardise)
+        if d <= n:
+            z, tested, norms = path(newton.Fits(x, scale, y, weights, softmax), intercepts, x_test)
         else:
             parts = []
             for fit in range(len(rows)):
-                own, own_test = _reduced(x, x_test, scale[:, fit, :, :-1])
-                fits = newton.Fits(_with_ones(own), torch.ones_like(scale[:, :1, :, : own.shape[2] + 1]), y,
-                                   weights[fit : fit + 1], softmax)  # fmt: skip
-                parts.append(path(fits, intercepts[fit : fit + 1], _with_ones(own_test)))
+                own, own_test = _reduced(x, x_test, scale[:, fit])
+                fits = newton.Fits(own, torch.ones_like(scale[:, :1, :, : n + 1]), y, weights[fit : fit + 1], softmax)
+                parts.append(path(fits, intercepts[fit : fit + 1], own_test))
             z, tested, norms = (
                 torch.cat([p[0] for p in parts], 2),
                 parts[-1][1],
@@ -91,27 +91,29 @@ def fit_predict(
         held_out = z.movedim(4, 2)[:, :, row, problem.folds]  # [g, A, N, K]
         return base.Solved(link(held_out), link(tested), norms)
 
-    (_, n, d), m, k = x.shape, x_test.shape[1], len(y)
     width = min(n, d)
     group_bytes = 8 * (10 * len(rows) * k * (n + width) + 4 * (n + m) * d + 3 * len(grid) * (n + m) * target.width)
     slowest = 1 if classes else k  # labels are fits of their own, and a chunk waits for the slowest of its fits
     cached = max(1, _CACHE // (n * width * slowest)) * group_bytes if x.device.type == "cpu" else None
-    return base.readout(problem, metric, grid, solve, group_bytes=group_bytes, strongest_last=False, chunk_bytes=cached)
+    return base.readout(problem, metric, grid, solve, group_bytes=group_bytes, strongest_last=False, double=False,
+                        chunk_bytes=cached)  # fmt: skip
 
 
 def _reduced(
-    x: Float[Tensor, "g N D"], x_test: Float[Tensor, "g M D"], scale: Float[Tensor, "g 1 D"]
-) -> tuple[Float[Tensor, "g N N"], Float[Tensor, "g M N"]]:
+    x: Float[Tensor, "g N D+1"], x_test: Float[Tensor, "g M D+1"], scale: Float[Tensor, "g 1 D+1"]
+) -> tuple[Float[Tensor, "g N N+1"], Float[Tensor, "g M N+1"]]:
     """Scaled features in the space that their N rows span, which holds the best weights; the penalty is the same there.
 
     From the eigenvectors of XX'. Directions in which the rows differ by rounding alone are 0.
     """
-    scaled = x * scale.square()
-    values, vectors = torch.linalg.eigh(scaled @ x.mT)
+    features = x[..., :-1]
+    scaled = features * scale[..., :-1].square()
+    values, vectors = torch.linalg.eigh(scaled @ features.mT)
     size = values.clamp(min=0).sqrt()[:, None]
     size = torch.where(size > 1e-7 * size.amax(2, keepdim=True), size, 0)
     inverse = torch.where(size > 0, 1 / size, 0)
-    return vectors * size, (x_test @ scaled.mT) @ (vectors * inverse)
+    reduced = vectors * size, (x_test[..., :-1] @ scaled.mT) @ (vectors * inverse)
+    return torch.cat([reduced[0], x[..., -1:]], 2), torch.cat([reduced[1], x_test[..., -1:]], 2)
 
 
 def _softmax(logits: Float[Tensor, "*batch K"]) -> Float[Tensor, "*batch K"]:
@@ -122,8 +124,12 @@ def _both_classes(logits: Float[Tensor, "*batch 1"]) -> Float[Tensor, "*batch 2"
     return torch.cat([-logits, logits], -1).sigmoid()
 
 
-def _with_ones(x: Float[Tensor, "g n D"]) -> Float[Tensor, "g n D+1"]:
-    return torch.cat([x, x.new_ones(*x.shape[:2], 1)], 2)
+def _with_ones(x: Float[Tensor, "g n D"], standardise: base.Standardiser) -> Float64[Tensor, "g n D+1"]:
+    """Standardised, with the column of the intercept."""
+    out = x.new_ones(*x.shape[:2], x.shape[2] + 1, dtype=torch.float64)
+    out[..., :-1] = x
+    out[..., :-1].sub_(standardise.mean).mul_(standardise.inverse)
+    return out
 
 
 def _label_weights(problem: base.Problem, rows: Bool[Tensor, "F N"]) -> Float[Tensor, "F K N"]:
@@ -144,13 +150,16 @@ def _intercepts(problem: base.Problem, rows: Bool[Tensor, "F N"]) -> Float[Tenso
 
 
 def _standardisers(
-    x: Float[Tensor, "g N D"], rows: Bool[Tensor, "F N"]
-) -> tuple[base.Standardiser, Float[Tensor, "g F 1 D+1"]]:
+    x: Float[Tensor, "g N D"], folds: Int[Tensor, " N"], n_folds: int
+) -> tuple[base.Standardiser, Float[Tensor, "g F+1 1 D+1"]]:
     """Of all rows, and the factors that turn its columns into those of each fit, with 1 for the intercept.
 
     Only the scale has to be that of the fit: its mean goes into the intercept, which is not penalised.
     """
-    whole = base.Standardiser.fit(x)
-    inverse = torch.stack([base.Standardiser.fit(x[:, fit]).inverse for fit in rows], 1)  # [g, F, 1, D]
+    spread = Spread.empty(len(x), n_folds, x.shape[2], x.device)
+    for fold in range(n_folds):
+        spread.add(fold, Rows.of(x[:, folds == fold]))
+    *without, whole = (spread.standardiser(sees) for sees in leave_one_out(n_folds, x.device))
+    inverse = torch.stack([fit.inverse for fit in (*without, whole)], 1)  # [g, F + 1, 1, D]
     scale = torch.where(whole.inverse[:, None] > 0, inverse / whole.inverse[:, None], 0)
     return whole, torch.cat([scale, torch.ones_like(scale[..., :1])], 3)

@@ -24,11 +24,12 @@ from torch import Tensor
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Float32
 
-TOLERANCE = 1e-7  # of the gradient norm, relative to the reference; at C = 100 probabilities are then good to 1e-4
+# Of the gradient norm, relative to the reference. Probabilities are then good to 1e-5 at C = 1 and to 1e-3 at C = 100.
+TOLERANCE = 5e-7
 _STEPS = 60  # Newton steps; 2 to 10 a strength are usual
 _DIRECTIONS = 300  # conjugate directions in a step
 _TRIALS = 30  # lengths of a step
-_AXES = 128  # principal axes in which the preconditioner is exact
+_AXES = 112  # principal axes in which the preconditioner is exact
 _POWERS = 2  # passes over the features that find them
 _OUTDATED = 8  # conjugate directions in a step after which the preconditioner is made anew
 _BLOCK_NUMBERS = 2**23  # numbers in a temporary array
@@ -42,6 +43,8 @@ class Fits:
     the factors that standardise the columns for each fit: 0 where a column does not vary among its rows, 1 for the
     intercept. `y [K, N]` is 0/1, `weights [F, K or 1, N]` 1 for the rows that count. `softmax` is over K; otherwise
     there is a sigmoid for each.
+
+    Weights w are those of the columns of `x`, so that a fit's own are w / scale: the penalty is on these.
     """
 
     x: Float[Tensor, "G N E"]
@@ -59,19 +62,37 @@ class Fits:
         return replace(self, **{name: getattr(self, name).float() for name in ("x", "scale", "y", "weights")})
 
     @cached_property
-    def free(self) -> Float32[Tensor, "G F k E"]:
-        """1 for the weights that may differ from 0: not those of constant columns, nor of classes without a row."""
-        varying = self.scale != 0
+    def shrunk(self) -> Float[Tensor, "G F 1 E"]:
+        """How much the penalty weighs on the square of each weight."""
+        shrunk = torch.where(self.scale != 0, self.scale.square().reciprocal(), 0)
+        shrunk[..., -1] = 0
+        return shrunk
+
+    @cached_property
+    def free(self) -> Float[Tensor, "G F k E"] | None:
+        """1 for the weights that may differ from 0: not those of constant columns, nor of classes without a row.
+
+        None where all may.
+        """
+        free = self.scale != 0
         if self.softmax:
-            varying = varying & ((self.y * self.weights).sum(2) > 0)[..., None]
-        return varying.float()
+            free = free & ((self.y * self.weights).sum(2) > 0)[..., None]
+        return None if free.all() else free.to(self.x.dtype)
 
     def logits(self, w: Float[Tensor, "G F K E"]) -> Float[Tensor, "G F K N"]:
-        return ((w * self.scale).flatten(1, 2) @ self.x.mT).view(*w.shape[:3], -1)
+        return (w.flatten(1, 2) @ self.x.mT).view(*w.shape[:3], -1)
 
     def back(self, rows: Float[Tensor, "G F K N"]) -> Float[Tensor, "G F K E"]:
-        """The adjoint of `logits`: sums over rows of their values times the features."""
-        return (rows.flatten(1, 2) @ self.x).view(*rows.shape[:3], -1) * self.scale
+        """The adjoint of `logits`: sums over rows of their values times the features, for the weights that are free."""
+        sums = (rows.flatten(1, 2) @ self.x).view(*rows.shape[:3], -1)
+        return sums if self.free is None else sums.mul_(self.free)
+
+    def project(self, w: Float[Tensor, "G F K E"]) -> Float[Tensor, "G F K E"]:
+        """Onto the weights that are free, and of these on the ones that are not common to all classes of a softmax."""
+        if self.softmax:
+            classes = w.shape[2] if self.free is None else self.free.sum(2, keepdim=True).clamp(min=1)
+            w = w - w.sum(2, keepdim=True) / classes
+        return w if self.free is None else w * self.free
 
     def probabilities(self, z: Float[Tensor, "G F K N"]) -> Float[Tensor, "G F K N"]:
         return z.softmax(2) if self.softmax else z.sigmoid()
@@ -86,31 +107,34 @@ class Fits:
 
 @dataclass(frozen=True)
 class Axes:
-    """Leading principal axes of each group.
+    """Leading principal axes of the features of each group, and that of the intercept behind them.
 
-    `basis [G, D, q]` is orthonormal, `scores [G, N, q + 1]` are the features in these axes and a column of ones.
-    `rest [G]` is a typical eigenvalue (of X'X / N) among the others.
+    `basis [G, E, q]` is orthonormal, `scores [G, N, q]` are the rows in it. `rest [G]` is a typical eigenvalue (of
+    X'X / N) among the other axes.
     """
 
-    basis: Float32[Tensor, "G D q"]
-    scores: Float32[Tensor, "G N q+1"]
+    basis: Float32[Tensor, "G E q"]
+    scores: Float32[Tensor, "G N q"]
     rest: Float32[Tensor, " G"]
 
     @classmethod
     def of(cls, x: Float32[Tensor, "G N E"]) -> Axes:
         """By subspace iteration (Halko, Martinsson and Tropp 2011, algorithm 4.4)."""
-        x, ones = x[..., :-1], x[..., -1:]
-        g, n, d = x.shape
+        features = x[..., :-1]
+        g, n, d = features.shape
         q = min(_AXES, n, d)
         start = torch.randn(d, q, generator=torch.Generator(x.device).manual_seed(0), device=x.device)
         basis = start.expand(g, d, q)
         for _ in range(_POWERS):
-            basis = torch.linalg.qr(x.mT @ (x @ basis)).Q
+            basis = torch.linalg.qr(features.mT @ (features @ basis)).Q
+        basis = torch.nn.functional.pad(basis, (0, 1, 0, 1))
+        basis[:, -1, -1] = 1
         scores = x @ basis
-        values = torch.linalg.eigvalsh((scores.mT @ scores).double()).clamp(min=0) / n
-        others = (x.square().sum((1, 2)) / n - values.sum(1)).clamp(min=0) / max(1, d - q)
+        leading = scores[..., :-1]
+        values = torch.linalg.eigvalsh((leading.mT @ leading).double()).clamp(min=0) / n
+        others = (features.square().sum((1, 2)) / n - values.sum(1)).clamp(min=0) / max(1, d - q)
         rest = (others * values[:, 0]).sqrt()  # they fall from about the last of the leading ones to far below the mean
-        return cls(basis, torch.cat([scores, ones], 2), rest.float())
+        return cls(basis, scores, rest.float())
 
     def __getitem__(self, groups: Bool[Tensor, " G"]) -> Axes:
         return Axes(self.basis[groups], self.scores[groups], self.rest[groups])
@@ -120,17 +144,17 @@ class Axes:
 class _Preconditioner:
     """An approximate inverse of the Hessian, alike for all fits of a group.
 
-    Without the coupling of classes, the Hessian of class k is X'C_kX + penalty. It is inverted in the principal axes
-    and the intercept (`inverse [G, K, q + 1, q + 1]`); for the other directions C_k is taken as its mean (`others`).
-    Rows bend the loss as they do in the mean over the fits. For softmax, weights common to all classes change nothing
-    but the penalty: they are taken out before and after, which is most of the coupling.
+    Without the coupling of classes, the Hessian of class k is X'C_kX + penalty. It is inverted in the axes; for the
+    other directions C_k is taken as its mean, so that the inverse is a number (`others`). `change` is what the inverse
+    in the axes has beyond that number. Rows bend the loss as they do in the mean over the fits, whose scales count as
+    alike. For softmax, weights common to all classes change nothing but the penalty: they are taken out before and
+    after, which is most of the coupling.
     """
 
-    basis: Float32[Tensor, "G D q"]
-    inverse: Float32[Tensor, "G K q+1 q+1"]
+    basis: Float32[Tensor, "G E q"]
+    change: Float32[Tensor, "G K q q"]
     others: Float32[Tensor, "G 1 K 1"]
-    free: Float32[Tensor, "G F k E"]
-    softmax: bool
+    fits: Fits
 
     @classmethod
     def of(cls, fits: Fits, axes: Axes, p: Float[Tensor, "G F K N"], penalty: float) -> _Preconditioner:
@@ -142,23 +166,17 @@ class _Preconditioner:
         diagonal = hessian.diagonal(dim1=2, dim2=3)
         diagonal += 1e-6 * (1 + diagonal.amax(2, keepdim=True))  # rounding of float32 is then too small to matter
         diagonal[..., :-1] += penalty
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian)).float()
+        change = torch.cholesky_inverse(torch.linalg.cholesky(hessian)).float()
         others = 1 / (curvature.sum(2) * axes.rest[:, None] + penalty)
-        return cls(axes.basis, inverse, others[:, None, :, None], fits.free, fits.softmax)
-
-    def project(self, w: Float[Tensor, "G F K E"]) -> Float[Tensor, "G F K E"]:
-        if self.softmax:
-            w = w - w.sum(2, keepdim=True) / self.free.sum(2, keepdim=True).clamp(min=1)
-        return w * self.free
+        change.diagonal(dim1=2, dim2=3).sub_(others[..., None])
+        return cls(axes.basis, change, others[:, None, :, None], fits.single)
 
     def __call__(self, w: Float32[Tensor, "G F K E"]) -> Float32[Tensor, "G F K E"]:
-        w = self.project(w)
-        features, intercept = w[..., :-1], w[..., -1:]
-        inside = (features.flatten(1, 2) @ self.basis).view(*w.shape[:3], -1)  # [G, F, K, q]
-        solved = (torch.cat([inside, intercept], 3).transpose(1, 2) @ self.inverse).transpose(1, 2)
-        change = solved[..., :-1] - self.others * inside
-        features = self.others * features + (change.flatten(1, 2) @ self.basis.mT).view(features.shape)
-        return self.project(torch.cat([features, solved[..., -1:]], 3))
+        w = self.fits.project(w)
+        inside = (w.flatten(1, 2) @ self.basis).view(*w.shape[:3], -1)
+        changed = (inside.transpose(1, 2) @ self.change).transpose(1, 2)
+        scaled = (self.others * w).flatten(1, 2)
+        return self.fits.project(scaled.baddbmm_(changed.flatten(1, 2), self.basis.mT).view_as(w))
 
 
 def minimise(
@@ -175,12 +193,12 @@ def minimise(
     number of steps; groups whose fits have all stopped leave the batch.
     """
     w, z = w.clone(), z.clone()
-    ridge = _ridge(w, penalty)
     relative = torch.full_like(reference, torch.inf)
     groups = torch.arange(len(w), device=w.device)
     p = fits.probabilities(z)
     precondition, directions = None, 0
     for _ in range(_STEPS):
+        ridge = penalty * fits.shrunk
         gradient = fits.gradient(p) + ridge * w[groups]
         norm = _norm(gradient) / reference[groups]
         relative[groups] = norm
@@ -189,7 +207,7 @@ def minimise(
             break
         if not active.all():
             fits, axes, groups = fits[active], axes[active], groups[active]
-            p, gradient, norm = (t[active] for t in (p, gradient, norm))
+            p, gradient, norm, ridge = (t[active] for t in (p, gradient, norm, ridge))
             precondition = None
         if precondition is None or directions > _OUTDATED:
             precondition = _Preconditioner.of(fits, axes, p, penalty)
@@ -230,14 +248,8 @@ def extrapolate(
     """The best point, at `penalty`, of the line through the last two minima of `path`: weights and their logits."""
     last, this = path[-2:]
     step, change = this[0] - last[0], this[1] - last[1]
-    length, _ = _line(fits, *this, step, change, _ridge(step, penalty), 0.1)
+    length, _ = _line(fits, *this, step, change, penalty * fits.shrunk, 0.1)
     return this[0] + length * step, this[1] + length * change
-
-
-def _ridge(w: Float[Tensor, "G F K E"], penalty: float) -> Float[Tensor, " E"]:
-    ridge = torch.full_like(w[0, 0, 0], penalty)
-    ridge[-1] = 0
-    return ridge
 
 
 def _norm(w: Float[Tensor, "G F K D"]) -> Float[Tensor, "G F"]:
@@ -252,11 +264,11 @@ def _direction(
     fits: Fits, precondition: _Preconditioner, p: Tensor, gradient: Tensor, ridge: Tensor, norm: Tensor
 ) -> tuple[Float[Tensor, "G F K E"], int]:
     """Approximate Newton direction by conjugate gradients in float32, 0 for fits that have converged; their number."""
-    fits, p, ridge = fits.single, p.float(), ridge.float()
+    whole, fits, p, ridge = fits, fits.single, p.float(), ridge.float()
     wp = p * fits.weights if fits.softmax else p * (1 - p) * fits.weights
     size = _norm(gradient)[..., None, None].clamp(min=torch.finfo(gradient.dtype).tiny)
     residual = -(gradient / size).float()  # of norm 1, so that float32 neither under- nor overflows
-    enough = norm.sqrt().clamp(max=0.3).maximum(0.3 * TOLERANCE / norm).float()
+    enough = norm.sqrt().clamp(max=0.3).maximum(0.6 * TOLERANCE / norm).float()
     going = norm > TOLERANCE
     step = torch.zeros_like(residual)
     direction = preconditioned = precondition(residual)
@@ -266,18 +278,18 @@ def _direction(
         taken += 1
         u = fits.logits(direction)
         hu = wp * (u - (p * u).sum(2, keepdim=True)) if fits.softmax else wp * u
-        product = fits.back(hu) + ridge * direction
+        product = torch.addcmul(fits.back(hu), ridge, direction)
         bend = _dot(direction, product)
         going = going & (bend > torch.finfo(bend.dtype).tiny)
         length = torch.where(going, rz / bend, 0)[..., None, None]
-        step += length * direction
-        residual = residual - length * product
+        step.addcmul_(length, direction)
+        residual = torch.addcmul(residual, length, product, value=-1)
         going = going & (_norm(residual) > enough)
         preconditioned = precondition(residual)
         last, rz = rz, _dot(residual, preconditioned)
-        direction = preconditioned + torch.where(going, rz / last, 0)[..., None, None] * direction
+        direction = torch.addcmul(preconditioned, torch.where(going, rz / last, 0)[..., None, None], direction)
     # projected in float64: a strong penalty would blow up what float32 leaves of a weight common to all classes
-    return precondition.project(step.double() * size), taken
+    return whole.project(step.double() * size), taken
 
 
 def _line(
