@@ -126,7 +126,7 @@ def captured(way: Way, buffers: list[Tensor]) -> Callable[[], None]:
 
 
 def timer(way: Way, buffers: list[Tensor], device: str) -> Callable[[], float]:
-    """Seconds a call."""
+    """Seconds a call, of one buffer after the other."""
     if device == "cpu":
         turn = itertools.cycle(buffers)
 
@@ -160,10 +160,15 @@ def timer(way: Way, buffers: list[Tensor], device: str) -> Callable[[], float]:
 
 def measure(shape: tuple[int, int, int], dtype: torch.dtype, device: str, rounds: int, *, compiled: bool) -> list[Row]:
     size = torch.Size(shape).numel() * dtype.itemsize
-    count = max(3, -(-HELD // size))
+    count = max(12, -(-HELD // size))
     buffers = [torch.randn(shape, device=device, dtype=torch.float32).to(dtype) for _ in range(count)]
     with torch.inference_mode():
-        timers = {name: timer(way, buffers, device) for name, way in ways(shape, device, compiled=compiled).items()}
+        found = ways(shape, device, compiled=compiled)
+        apart = count // len(found)  # of the buffers of two ways, or one would leave its tokens in the cache to the next
+        timers = {
+            name: timer(way, buffers[i * apart :] + buffers[: i * apart], device)
+            for i, (name, way) in enumerate(found.items())
+        }
         seconds: dict[str, list[float]] = {name: [] for name in timers}
         for turn in range(rounds + 3):
             for name, run in timers.items():

@@ -31,6 +31,7 @@ enum { FLOAT32, BFLOAT16, FLOAT16 };
 #define HALF (STRIP / 2)
 #define BLOCK 1024 /* dimensions at a time: eight tokens and all accumulators of a block stay in the first two caches */
 #define SERIAL (1 << 16) /* values below which threads cost more than they give */
+#define AHEAD 4096 /* bytes that are asked for before they are needed, at the least; a group where that is more */
 #define LINE 64    /* bytes: accumulators that cross a line of the cache halve the speed of the whole loop */
 #define ceiling(a, b) (((a) + (b) - 1) / (b))
 #define inlined static inline __attribute__((always_inline))
@@ -95,11 +96,18 @@ inlined void widen(const void *p, int64_t n, float *restrict to, int dtype) {
     else for (; d < n; d++) to[d] = load(p, d, FLOAT16);
 }
 
+/* Ask for bytes that are needed soon. Inlined, or gcc drops it as having no effect. */
+inlined void prefetch(const void *p, int64_t bytes) {
+    for (int64_t i = 0; i < bytes; i += LINE) __builtin_prefetch((const char *)p + i, 0, 3);
+}
+
 /* n dimensions, from d on, of each token of a group in float32, filled up to a strip with 0 */
-apart void widen_group(const char *const *token, int64_t held, int64_t d, int64_t n, int dtype, float (*wide)[STRIP],
-                       const void **p) {
+apart void widen_group(const char *const *token, int64_t held, int64_t d, int64_t n, int dtype, int64_t ahead,
+                       float (*wide)[STRIP], const void **p) {
+    const int64_t size = dtype == FLOAT32 ? 4 : 2;
     for (int64_t j = 0; j < held; j++) {
-        const char *at = token[j] + d * (dtype == FLOAT32 ? 4 : 2);
+        const char *at = token[j] + d * size;
+        if (ahead) prefetch(at + ahead, n * size);
         p[j] = wide[j];
         if (n == STRIP && dtype == FLOAT16) widen(at, STRIP, wide[j], FLOAT16);
         else widen(at, n, wide[j], dtype), memset(wide[j] + n, 0, (size_t)(STRIP - n) * sizeof(float));
@@ -160,12 +168,14 @@ inlined void add_pairs(const void *const *p, Strip *restrict s, int count, int s
     }
 }
 
-typedef void Add(const void *const *, Strip *restrict);
+typedef void Add(const void *const *, Strip *restrict, int64_t ahead);
 #define ADD(NAME, COUNT, SPREAD, LARGEST, SMALLEST) \
-    apart void NAME##_floats(const void *const *p, Strip *restrict s) { \
+    apart void NAME##_floats(const void *const *p, Strip *restrict s, int64_t ahead) { \
+        for (int i = 0; ahead && i < COUNT; i++) prefetch((const char *)p[i] + ahead, STRIP * 4); \
         add_floats(p, s, COUNT, SPREAD, LARGEST, SMALLEST); \
     } \
-    apart void NAME##_pairs(const void *const *p, Strip *restrict s) { \
+    apart void NAME##_pairs(const void *const *p, Strip *restrict s, int64_t ahead) { \
+        for (int i = 0; ahead && i < COUNT; i++) prefetch((const char *)p[i] + ahead, STRIP * 2); \
         add_pairs(p, s, COUNT, SPREAD, LARGEST, SMALLEST); \
     }
 ADD(mean, GROUP, 0, 0, 0)
@@ -230,15 +240,6 @@ static const char *token_at(const Job *job, int64_t r, int64_t t, int64_t d) {
 
 static int is_real(const Job *job, int64_t r, int64_t t) {
     return job->mask[r * job->mask_row + t * job->mask_token] != 0;
-}
-
-/* Fetch n dimensions of the next GROUP tokens to the second cache. Inlined, or gcc drops it as having no effect. */
-inlined void prefetch(const Job *job, int64_t r, int64_t t, int64_t d, int64_t n) {
-    int64_t size = job->dtype == FLOAT32 ? 4 : 2, end = t + GROUP < job->tokens ? t + GROUP : job->tokens;
-    for (; t < end; t++) {
-        const char *p = token_at(job, r, t, d);
-        for (int64_t i = 0; i < n * size; i += LINE) __builtin_prefetch(p + i, 0, 2);
-    }
 }
 
 /* Whether any value is NaN or infinite; by its bits, which the compiler turns into vectors. */
@@ -323,6 +324,7 @@ static void pool_block(const Job *job, int64_t r, int64_t d0, int64_t width, con
     const void *p[GROUP];
     const float *shares[GROUP];
     const int64_t strips = ceiling(width, STRIP), k = job->segments, size = job->dtype == FLOAT32 ? 4 : 2;
+    const int64_t later = GROUP * ceiling(AHEAD, GROUP * (width + !width) * size); /* tokens */
     int64_t held = 0, open = 0; /* tokens that wait for a full group; tokens added since the last merge */
     Found found = {0, -1, -1};
     for (int64_t i = 0; i < strips; i++) {
@@ -342,14 +344,14 @@ static void pool_block(const Job *job, int64_t r, int64_t d0, int64_t width, con
         const int64_t settles = open >= LONG && held == GROUP;
         for (int64_t i = 0; asked[MEAN] && i < strips; i++) {
             Strip *strip = s->strip + i;
-            prefetch(job, r, t + 1, d0 + i * STRIP, strip->n);
+            int64_t ahead = t + later < job->tokens ? later * job->x_token * size : 0;
             if (strip->paired || (job->dtype == FLOAT32 && strip->n == STRIP))
                 for (int64_t j = 0; j < held; j++) p[j] = token[j] + i * STRIP * size;
-            else widen_group(token, held, i * STRIP, strip->n, job->dtype, s->wide, p);
+            else widen_group(token, held, i * STRIP, strip->n, job->dtype, ahead, s->wide, p), ahead = 0;
             if (!found.count) begin(p[0], strip);
             if (settles) settle(open, found.count - open, strip);
-            if (held == GROUP) adder(asked, (int)strip->paired)(p, strip);
-            else for (int64_t j = 0; j < held; j++) (strip->paired ? single_pairs : single_floats)(p + j, strip);
+            if (held == GROUP) adder(asked, (int)strip->paired)(p, strip, ahead);
+            else for (int64_t j = 0; j < held; j++) (strip->paired ? single_pairs : single_floats)(p + j, strip, 0);
             if (k) add_segments(p, shares, held, k, segments + i * k * STRIP);
         }
         found.count += held, open = settles ? held : open + held, held = 0;
