@@ -18,7 +18,7 @@ test: $(VENV)/.dev lint  ## the whole check: style, types, import directions, te
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 bench: $(VENV)/.dev  ## all benchmarks for the CPU, one after the other; rewrites benchmarks/results
-	for name in pooling extraction probes ridge_statistics study_cpu sweep; do $(BIN)/python benchmarks/$$name.py || exit 1; done
+	for name in compiled pooling extraction probes ridge_statistics study_cpu sweep; do $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 fuzz: $(VENV)/.dev  ## two minutes of processor time for each reader of files, over an hour in all; see SECURITY.md
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[fuzz]'

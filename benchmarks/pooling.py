@@ -164,7 +164,7 @@ def measure(shape: tuple[int, int, int], dtype: torch.dtype, device: str, rounds
     buffers = [torch.randn(shape, device=device, dtype=torch.float32).to(dtype) for _ in range(count)]
     with torch.inference_mode():
         found = ways(shape, device, compiled=compiled)
-        apart = count // len(found)  # of the buffers of two ways, or one would leave its tokens in the cache to the next
+        apart = count // len(found)  # or one way would leave its tokens in the cache to the next
         timers = {
             name: timer(way, buffers[i * apart :] + buffers[: i * apart], device)
             for i, (name, way) in enumerate(found.items())

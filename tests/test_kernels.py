@@ -23,7 +23,7 @@ LONG = Case("long enough to be split over four programs", 2, 2300, 33)
 
 
 def splits(monkeypatch: pytest.MonkeyPatch, programs: int) -> None:
-    monkeypatch.setattr(launch, "_programs", lambda device: programs)
+    monkeypatch.setattr(launch, "_programs", lambda device, registers: programs)
 
 
 @pytest.mark.parametrize(
@@ -54,6 +54,22 @@ def test_tokens_split_over_programs(kind: str, monkeypatch: pytest.MonkeyPatch) 
     torch.testing.assert_close(pooled.cpu().double(), right, rtol=1e-5, atol=1e-5)
     again, _ = pool(*on_device(x, tokens, spans)[:2], Slots.parse(ALL), spans.to(DEVICE), "triton")
     assert torch.equal(pooled, again)
+
+
+@pytest.mark.parametrize(
+    ("work", "programs", "most", "splits"),
+    [
+        (512, 528, 4, 1),  # nearly a wave
+        (192, 528, 32, 5),  # 960 of two waves of 528; three parts, one wave and a tenth of another, take as long as two
+        (6, 528, 390, 80),
+        (64, 528, 4, 4),  # too few tokens to fill it
+        (10_000, 528, 16, 1),
+        (1, 1, 16, 1),  # interpreted
+        (3, 528, 0, 1),
+    ],
+)
+def test_parts_fill_whole_waves(work: int, programs: int, most: int, splits: int) -> None:
+    assert launch._splits(work, programs, most) == splits
 
 
 @pytest.mark.parametrize("width", [257, 1100])  # past two blocks, and past eight; the last one nearly empty

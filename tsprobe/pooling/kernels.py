@@ -60,13 +60,22 @@ def _scan(mask, mask_token, low, high, SCAN: tl.constexpr):
 
 
 @triton.jit
+def _shares(n, count):
+    """1 / count, 1 / n, and the weight of the squared difference of the means; no token counts as one."""
+    return 1.0 / tl.maximum(count, 1.0), 1.0 / tl.maximum(n, 1.0), n * count / tl.maximum(n + count, 1.0)
+
+
+@triton.jit
 def _tile(
     x, mask, share, query, weight, bias, x_token, mask_token, share_token, t0, stop, d, keep, D, eps,
     n, total, m2, largest, smallest, segments, top, denominator, attended,
     SPREAD: tl.constexpr, EXTREMES: tl.constexpr, K: tl.constexpr, NORM: tl.constexpr, ATTEND: tl.constexpr,
     BLOCK: tl.constexpr, MASKED: tl.constexpr, TILE: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
-    """Merge one tile into the accumulators. Without MASKED every token of it is known to be real."""
+    """Merge one tile into the accumulators, n tokens a lane. Without MASKED every token of it is known to be real.
+
+    Counts of lanes are then alike: as numbers they take no word between threads.
+    """
     # Loaded as a matrix, whose rows the compiler reads in wide pieces; lane and warp then fall on the second axis.
     t = (t0 + tl.arange(0, TILE * LANES)).to(tl.int64)
     at = x + (t * x_token)[:, None] + d[None, :]
@@ -82,15 +91,21 @@ def _tile(
             v = tl.where(real[:, None], v, 0.0)
     v = tl.reshape(v, [TILE, LANES, BLOCK])
     real = tl.reshape(real, [TILE, LANES])
-    count = tl.sum(real.to(tl.float32), 0)
+    if MASKED:
+        count = tl.sum(real.to(tl.float32), 0)
+        of_tile, so_far, apart = _shares(n, count)
+        of_tile, so_far, apart = of_tile[:, None], so_far[:, None], apart[:, None]
+    else:
+        count = TILE
+        of_tile, so_far, apart = _shares(n, count)
     s = tl.sum(v, 0)
     if SPREAD:
-        mean = s / tl.maximum(count, 1.0)[:, None]
+        mean = s * of_tile
         deviation = v - mean[None, :, :]
         if MASKED:
             deviation = tl.where(real[:, :, None], deviation, 0.0)
-        delta = mean - total / tl.maximum(n, 1.0)[:, None]
-        m2 += tl.sum(deviation * deviation, 0) + delta * delta * (n * count / tl.maximum(n + count, 1.0))[:, None]
+        delta = mean - total * so_far
+        m2 += tl.sum(deviation * deviation, 0) + delta * delta * apart
     total += s
     n += count
     if EXTREMES:
@@ -150,13 +165,15 @@ def _pool(
     x_row, x_token, mask_row, mask_token, T, D, P, K_ALL, k0, cls, blocks, splits, span, eps,
     MEAN: tl.constexpr, MAX: tl.constexpr, MIN: tl.constexpr, STD: tl.constexpr, FIRST: tl.constexpr,
     LAST: tl.constexpr, CLS: tl.constexpr, SEGMENT: tl.constexpr, ATTENTION: tl.constexpr, K: tl.constexpr,
-    NORM: tl.constexpr, SPLIT: tl.constexpr,
+    NORM: tl.constexpr, SPLIT: tl.constexpr, EXACT: tl.constexpr,
     TILE: tl.constexpr, LANES: tl.constexpr, BLOCK: tl.constexpr, SCAN: tl.constexpr,
 ):  # fmt: skip
-    """Pool one part of one row in one block of dimensions."""
+    """Pool one part of one row in one block of dimensions; with EXACT all blocks are full."""
     r = (tl.program_id(0) // blocks).to(tl.int64)
     d = (tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK)
     keep = d < D
+    if EXACT:
+        keep = tl.full([BLOCK], 1, tl.int1)
     part = tl.program_id(1)
     low = part * span
     high = tl.minimum(low + span, T)
@@ -188,12 +205,14 @@ def _pool(
         begin = tl.cast(tl.where(count > 0, first, 0), tl.int64)
         size = last + 1 - first
         x_0, mask_0, share_0 = x + begin * x_token, mask + begin * mask_token, share + begin * K_ALL
+        alike = 0.0
         for t0 in range(0, whole, TILE * LANES):
-            n, total, m2, largest, smallest, segments, top, denominator, attended = _tile(
+            alike, total, m2, largest, smallest, segments, top, denominator, attended = _tile(
                 x_0, mask_0, share_0, query, weight, bias, x_token, mask_token, K_ALL, t0, size, d, keep, D, eps,
-                n, total, m2, largest, smallest, segments, top, denominator, attended,
+                alike, total, m2, largest, smallest, segments, top, denominator, attended,
                 SPREAD, EXTREMES, K, NORM, ATTEND, BLOCK, False, TILE, LANES,
             )  # fmt: skip
+        n += alike
         for t0 in range(whole, size, TILE * LANES):
             n, total, m2, largest, smallest, segments, top, denominator, attended = _tile(
                 x_0, mask_0, share_0, query, weight, bias, x_token, mask_token, K_ALL, t0, size, d, keep, D, eps,
@@ -241,10 +260,14 @@ def _pool(
         tl.store(scalars + row * 3 + 1, all_top)
         tl.store(scalars + row * 3 + 2, all_denominator)
         _put(parts, row, slots, 0, d, keep, D, all_total)
-        _put(parts, row, slots, 1, d, keep, D, all_m2)
-        _put(parts, row, slots, 2, d, keep, D, all_largest)
-        _put(parts, row, slots, 3, d, keep, D, all_smallest)
-        _put(parts, row, slots, 4, d, keep, D, all_attended)
+        if SPREAD:
+            _put(parts, row, slots, 1, d, keep, D, all_m2)
+        if MAX >= 0:
+            _put(parts, row, slots, 2, d, keep, D, all_largest)
+        if MIN >= 0:
+            _put(parts, row, slots, 3, d, keep, D, all_smallest)
+        if ATTEND:
+            _put(parts, row, slots, 4, d, keep, D, all_attended)
         for k in tl.static_range(K):
             _put(parts, row, slots, 7 + k, d, keep, D, merged[k])
     if FIRST >= 0:

@@ -22,41 +22,58 @@ SEGMENTS = 8  # segments a read: each needs an accumulator, and more of them wou
 WHOLE = 8192  # the widest token that one program can hold, as a norm or an attention needs
 SPLITS = 256  # the most parts of a row: the second kernel holds one value of each
 FUSED = {"enable_fp_fusion": True}  # products and sums in one instruction; said, as triton's default is changing
-FILL = 4  # programs a multiprocessor, below which the tokens of a row are split over programs
+REGISTERS = 65_536  # of a multiprocessor
+FILL = 4  # programs of four warps that a multiprocessor is to run at once: 64 kilobytes of tokens are then under way
 
 
 class Plan(NamedTuple):
-    """How the work is cut. `tile` x `lanes` tokens of `block` dimensions are read at a time."""
+    """How the work is cut. `tile` x `lanes` tokens of `block` dimensions are read at a time, in so many `registers`."""
 
     tile: int
     lanes: int
     block: int
     warps: int
+    registers: int
     blocks: int
     splits: int
     span: int
 
 
-def plan(x: Float[Tensor, "R T D"], *, whole: bool = False, many: bool = False) -> Plan:
+def plan(x: Float[Tensor, "R T D"], *, norm: bool = False, query: bool = False, segments: int = 0) -> Plan:
     """A plan that depends on shape, type and device alone, so that results do not change from run to run.
 
-    `whole`: a program must hold all dimensions of a token. `many`: its accumulators leave few registers for tokens.
+    With a norm or a query a program must hold all dimensions of a token.
     """
     rows, tokens, width = x.shape
-    if whole:
+    if norm or query:
         block, lanes = _power(max(16, width)), 1
         tile = max(2, min(8, 8192 // block))
         warps = min(16, max(4, block // 256))
     else:
         # 256 adjacent bytes of a token; 8,192 values (4,096 in float32) a tile are 64 (32) registers a thread
         block = min(_power(max(16, width)), 256 // x.element_size())
-        lanes, tile, warps = min(32, 1024 // block), 4 if many else 8, 4
+        # each segment has accumulators, which leave few registers for tokens
+        lanes, tile, warps = min(32, 1024 // block), 4 if segments > 2 else 8, 4
+    # Left to itself the compiler takes 168 a thread, and a multiprocessor then runs three programs where it could four.
+    # With both a norm and a query, or some segments, it would have to spill them.
+    registers = 255 if (norm and query) or segments > 2 else REGISTERS // (FILL * 4 * 32)
     blocks = _ceil(width, block)
     step = tile * lanes
-    wanted = _programs(x.device.index) / max(1, rows * blocks)
-    splits = max(1, min(SPLITS, round(wanted), tokens // (4 * step)))
+    splits = _splits(rows * blocks, _programs(x.device.index, warps * registers), tokens // (4 * step))
     span = max(1, _ceil(_ceil(tokens, splits), step) * step)
-    return Plan(tile, lanes, block, warps, blocks, max(1, _ceil(tokens, span)), span)
+    return Plan(tile, lanes, block, warps, registers, blocks, max(1, _ceil(tokens, span)), span)
+
+
+def _splits(work: int, programs: int, most: int) -> int:
+    """The fewest parts of a row, up to `most`, that keep the chip busy to nine tenths; else those that do so best.
+
+    Programs run in waves of as many as fill the chip, and a last wave of few takes as long as a whole one.
+    """
+
+    def busy(splits: int) -> float:
+        return min(0.9, work * splits / (_ceil(work * splits, programs) * programs))
+
+    return max(range(1, max(1, min(SPLITS, most)) + 1), key=lambda splits: (busy(splits), -splits))
 
 
 def _ceil(a: int, b: int) -> int:
@@ -64,11 +81,21 @@ def _ceil(a: int, b: int) -> int:
 
 
 @functools.cache
-def _programs(device: int | None) -> int:
-    """How many programs fill the chip; one where the kernels are only interpreted."""
+def _programs(device: int | None, registers: int) -> int:
+    """How many programs fill the chip, of so many registers times warps; one where they are only interpreted."""
     if not torch.cuda.is_available():
         return 1
-    return FILL * torch.cuda.get_device_properties(device or 0).multi_processor_count
+    return resident(registers) * torch.cuda.get_device_properties(device or 0).multi_processor_count
+
+
+def resident(registers: int) -> int:
+    """Programs that a multiprocessor runs at once."""
+    return max(1, REGISTERS // (32 * registers))
+
+
+def _limits(x: Tensor, how: Plan) -> dict[str, int]:
+    """Registers of a thread, a word that only compilers for NVIDIA's chips know."""
+    return {"maxnreg": how.registers} if x.is_cuda and torch.version.cuda else {}
 
 
 def _power(n: int) -> int:
@@ -97,7 +124,7 @@ def pool(
     attention = len(kinds) if query is not None else -1
     share = out if share is None else share.to(torch.float32).contiguous()
     segments = share.shape[2] if Kind.SEGMENT in kinds else 0
-    how = plan(x, whole=norm is not None or query is not None, many=segments > 2)
+    how = plan(x, norm=norm is not None, query=query is not None, segments=min(segments, SEGMENTS))
     totals = share.sum(1) if segments else out
     work = Work(x, mask, share, totals, out, _vectors(x, norm, query), segments, cls, norm)
     for k0 in range(0, max(1, segments), SEGMENTS):
@@ -154,11 +181,13 @@ def _read(work: Work, how: Plan, places: dict[Kind, int], attention: int, k0: in
         CLS=places[Kind.CLS],
         NORM={"layer": 1, "rms": 2}[norm.kind] if norm else 0,
         SPLIT=split,
+        EXACT=width % how.block == 0,
         TILE=how.tile,
         LANES=how.lanes,
         BLOCK=how.block,
         SCAN=min(4096, _power(max(16, min(tokens, how.span)))),
         num_warps=how.warps,
+        **_limits(x, how),
         **FUSED,
     )
     if split:
