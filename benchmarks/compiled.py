@@ -55,10 +55,12 @@ class Case(NamedTuple):
     names: tuple[str, ...] = NAMES
     norm: str = ""
     query: bool = False
+    gradient: bool = False
 
     def __str__(self) -> str:
         more = [*(name for name in self.names if name not in NAMES)]
         more += [f"after a {self.norm} norm"] * bool(self.norm) + ["with a query"] * self.query
+        more += [f"gradient of {' and '.join(self.names)}"] * self.gradient
         return ", ".join([f"{list(self.shape)} {str(self.dtype).removeprefix('torch.')}", *more])
 
 
@@ -72,6 +74,7 @@ CASES = (
     Case((64, 1024, 1024), torch.bfloat16, norm="rms"),
     Case((64, 1024, 1024), torch.bfloat16, norm="layer"),
     Case((64, 1024, 1024), torch.bfloat16, query=True),
+    Case((64, 1024, 1024), torch.bfloat16, ("mean", "std"), gradient=True),
 )
 
 
@@ -94,14 +97,14 @@ def recorded(chip: Chip) -> Iterator[list[Call]]:
         def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
             return lambda *arguments, **keywords: calls.append(Call(self.kernel, grid, arguments, keywords))
 
-    kept = kernels._pool, kernels._combine, launch._programs, launch._limits
-    kernels._pool, kernels._combine = map(Recorder, kept[:2])
+    kept = kernels._pool, kernels._combine, kernels._backward, launch._programs, launch._limits
+    kernels._pool, kernels._combine, kernels._backward = map(Recorder, kept[:3])
     launch._programs = lambda _, registers: chip.multiprocessors * launch.resident(registers)
     launch._limits = lambda _, how: {"maxnreg": how.registers}
     try:
         yield calls
     finally:
-        kernels._pool, kernels._combine, launch._programs, launch._limits = kept
+        kernels._pool, kernels._combine, kernels._backward, launch._programs, launch._limits = kept
 
 
 def calls_of(case: Case, chip: Chip) -> list[Call]:
@@ -114,6 +117,9 @@ def calls_of(case: Case, chip: Chip) -> list[Call]:
     norm = Norm(case.norm, one, one) if case.norm else None
     mask = torch.ones(rows, tokens, dtype=torch.bool)
     with recorded(chip) as calls:
+        if case.gradient:
+            launch.backward(x, mask, None, dict.fromkeys(("constant", "slope", "center"), torch.zeros(rows, width)))
+            return calls
         launch.pool(x, mask, share, codes(slots.kinds), 0, norm=norm, query=one if case.query else None)
     return calls
 
@@ -172,18 +178,19 @@ def measure(case: Case, chip: Chip) -> dict[str, Any]:
     body = main_loop(code)
     count = lambda *names: sum(op.startswith(names) for op in body)  # noqa: E731
     how, size = call.keywords, case.dtype.itemsize
-    values = how["TILE"] * how["LANES"] * how["BLOCK"] / (32 * how["num_warps"])
+    warps = how.get("num_warps", 4)
+    values = how["TILE"] * how.get("LANES", 1) * how["BLOCK"] / (32 * warps)
     return {
         "case": str(case),
         "programs": call.grid[0] * call.grid[1],
         "registers": used["reg"],
-        "programs_a_multiprocessor": launch.resident(used["reg"] * how["num_warps"]),
+        "programs_a_multiprocessor": launch.resident(used["reg"] * warps),
         "spilled_in_loop": count("LDL", "STL"),
         "barriers_in_loop": count("BAR"),
         "loads": count("LDG"),
         "loads_of_16_bytes": count("LDG.E.128"),
         "instructions_a_value": len(body) / values,
-        "time_for": chip.instructions(size),
+        "time_for": chip.instructions(size * (2 if case.gradient else 1)),  # which is written too
     }
 
 
@@ -200,7 +207,7 @@ def main() -> None:
     head = (
         f"triton {triton.__version__}, compute capability {chip.capability / 10}. Nothing is run. At the bandwidth of "
         f"a copy, {chip.bandwidth / 1e12} TB/s, {chip.multiprocessors} multiprocessors at {chip.hertz / 1e9} GHz can "
-        "issue the instructions of the last column for each value read."
+        "issue the instructions of the last column for each value read, or read and written."
     )
     table = [
         "| case | programs | registers | a multiprocessor runs | barriers, spills in the loop | loads of 16 bytes "

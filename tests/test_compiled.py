@@ -30,7 +30,8 @@ def test_what_the_kernels_compile_to(capability: int) -> None:
     for case, row in rows.items():
         assert row["spilled_in_loop"] <= 5 if "layer" in case else row["spilled_in_loop"] == 0, case
         if "segments" not in case:
-            assert row["programs_a_multiprocessor"] == 4, case
-            assert row["loads"] == row["loads_of_16_bytes"], case
+            assert row["programs_a_multiprocessor"] >= 4, case
+            masks = 8 if "gradient" in case else 0  # of single tokens
+            assert row["loads"] == row["loads_of_16_bytes"] + masks, case
         if "norm" not in case and "query" not in case:  # these sum over the dimensions of a token
             assert row["barriers_in_loop"] == 0, case

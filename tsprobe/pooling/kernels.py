@@ -388,7 +388,16 @@ def _backward(
     low = tl.program_id(1) * span
     high = tl.minimum(low + span, T)
     at = r * D + d
+    # Read here, as in the loop the compiler would read them again and again: for all it knows a store has changed them.
     base = tl.load(constant + at, mask=keep, other=0.0)
+    if SPREAD:
+        middle = tl.load(center + at, mask=keep, other=0.0)
+        rise = tl.load(slope + at, mask=keep, other=0.0)
+    if EXTREMES:
+        top = tl.load(largest + at, mask=keep, other=0.0)
+        bottom = tl.load(smallest + at, mask=keep, other=0.0)
+        of_top = tl.load(to_largest + at, mask=keep, other=0.0)
+        of_bottom = tl.load(to_smallest + at, mask=keep, other=0.0)
     for t0 in range(low, high, TILE):
         t = (t0 + tl.arange(0, TILE)).to(tl.int64)
         real = tl.load(mask + r * mask_row + t * mask_token, mask=t < high, other=0) != 0
@@ -397,13 +406,10 @@ def _backward(
         if SPREAD | EXTREMES:
             v = tl.load(x + r * x_row + (t * x_token)[:, None] + d[None, :], mask=live, other=0.0).to(tl.float32)
             if SPREAD:
-                middle = tl.load(center + at, mask=keep, other=0.0)
-                g += (v - middle[None, :]) * tl.load(slope + at, mask=keep, other=0.0)[None, :]
+                g += (v - middle[None, :]) * rise[None, :]
             if EXTREMES:
-                top = tl.load(largest + at, mask=keep, other=0.0)
-                bottom = tl.load(smallest + at, mask=keep, other=0.0)
-                g += tl.where(v == top[None, :], tl.load(to_largest + at, mask=keep, other=0.0)[None, :], 0.0)
-                g += tl.where(v == bottom[None, :], tl.load(to_smallest + at, mask=keep, other=0.0)[None, :], 0.0)
+                g += tl.where(v == top[None, :], of_top[None, :], 0.0)
+                g += tl.where(v == bottom[None, :], of_bottom[None, :], 0.0)
         if SEGMENTED:
             for k in range(K):
                 w = tl.load(share + (r * T + t) * K + k, mask=t < high, other=0.0)
