@@ -234,6 +234,9 @@ def test_bad_requests_say_what_would_be_right(tmp_path: Path) -> None:
     run = {"stage": silent, "encoder": planted(), "tasks": {asked.name: asked}}
     with pytest.raises(SpecError, match=r"teacher 'block.9' is no layer of planted"):
         run_alignment(spec(teacher="block.9"), tmp_path, **run)
+    twice = run | {"tasks": dict.fromkeys((asked.name, f"{asked.name}?m=2"), asked)}
+    with pytest.raises(SpecError, match="are one task"):
+        run_alignment(spec(study={"tasks": list(twice["tasks"])}), tmp_path, **twice)
     encoder = load_encoder("zoo/contrastive")
     with pytest.raises(EncoderError, match="layer projector has 1 tokens and norm"):
         Tuning(spec(), encoder, ("projector",), []).advance()

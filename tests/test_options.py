@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tsprobe.errors import DataError, SpecError, UnknownNameError
-from tsprobe.tasks import Classification, load_task
+from tsprobe.tasks import Classification, load_task, load_tasks
 
 
 def mine(counts=(9, 4, 6), groups=False):
@@ -88,3 +88,12 @@ def test_another_metric_by_name():
 def test_what_cannot_be_is_named(name, error, message):
     with pytest.raises(error, match=message):
         load_task(name)
+
+
+def test_two_names_of_one_task_are_refused():
+    twice = ["ucr/GunPoint", "ucr/GunPoint?metric=accuracy"]
+    assert list(load_tasks([twice[1], twice[1]])) == [twice[1]]
+    with pytest.raises(
+        SpecError, match=r"ucr/GunPoint and ucr/GunPoint\?metric=accuracy are one task, ucr/GunPoint: ask"
+    ):
+        load_tasks(twice)

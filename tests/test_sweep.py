@@ -363,6 +363,14 @@ def test_a_mistake_is_one_clear_error(tmp_path: Path, settings: dict[str, Any], 
     assert "\n" not in str(caught.value)
 
 
+def test_a_task_by_two_names_is_not_counted_twice(tmp_path: Path) -> None:
+    task, encoder = sizes(), middle()
+    names = [task.name, f"{task.name}?m=2"]
+    spec = make_sweep_spec({"encoders": [encoder.name], "tasks": names, "trials": 1, "tracking": {"enabled": False}})
+    with pytest.raises(SpecError, match="are one task, sizes"):
+        run_sweep(spec, tmp_path, encoders={encoder.name: encoder}, tasks=dict.fromkeys(names, task))
+
+
 def test_a_folder_and_a_study_belong_to_one_sweep(tmp_path: Path) -> None:
     sweep(tmp_path / "a", trials=2)
     with pytest.raises(SpecError, match="holds a sweep with another seed; take --fresh"):

@@ -27,7 +27,7 @@ from tsprobe.study.progress import Stage, silent
 from tsprobe.study.result import DIAGNOSTICS, SCORES, VERDICTS, Study, write_table, write_tree
 from tsprobe.study.spec import StudySpec
 from tsprobe.study.summary import Summary, summarise
-from tsprobe.tasks import load_task
+from tsprobe.tasks import load_tasks
 from tsprobe.tasks.base import Task
 
 
@@ -152,11 +152,8 @@ def pick_device(name: str) -> str:
 
 
 def _load_tasks(spec: StudySpec, given: dict[str, Task]) -> dict[str, Task]:
-    tasks = {name: given[name] if name in given else load_task(name) for name in spec.tasks}
-    asked: dict[str, str] = {}
+    tasks = load_tasks(spec.tasks, given)
     for name, task in tasks.items():
-        if asked.setdefault(task.name, name) != name:
-            raise SpecError(f"{asked[task.name]} and {name} are one task, {task.name}: ask for it once")
         if not any(task.kind in probes_for(probe) for probe in spec.probes):
             raise SpecError(f"none of the probes {', '.join(spec.probes)} can read {name}, a {task.kind} task")
         missing = task.train.missing + task.test.missing

@@ -29,7 +29,7 @@ from tsprobe.sweep import costs
 from tsprobe.sweep.bench import Bench, Question, Read
 from tsprobe.sweep.space import Choices, Setting, known_layers
 from tsprobe.sweep.spec import Between, Strengths, SweepSpec, pooled_together
-from tsprobe.tasks import load_task
+from tsprobe.tasks import load_tasks
 from tsprobe.tasks.base import Task
 
 KINDS = ("classification", "multilabel", "regression")
@@ -58,7 +58,7 @@ class Reader:
         tasks: Mapping[str, Task],
     ) -> Reader:
         """Raises what loading raises, and `SpecError` for what a sweep does not search."""
-        loaded = {name: tasks[name] if name in tasks else load_task(name) for name in spec.tasks}
+        loaded = load_tasks(spec.tasks, tasks)
         for task in loaded.values():
             if task.dense or task.kind not in KINDS:
                 raise SpecError(

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from tsprobe.errors import SpecError, UnknownNameError
@@ -33,6 +34,7 @@ __all__ = [
     "TaskInfo",
     "list_tasks",
     "load_task",
+    "load_tasks",
 ]
 
 GROUP = "tsprobe.tasks"
@@ -79,6 +81,20 @@ def load_task(name: str | os.PathLike[str]) -> Any:
     name, asked = options.split(os.fspath(name))
     task = _load(name)
     return options.apply(task, asked) if asked else task
+
+
+def load_tasks(names: Iterable[str], given: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
+    """The tasks of these names by name, in their order; those that are given as they are.
+
+    Raises what `load_task` raises, and `SpecError` for two names of one task, which would count twice.
+    """
+    found: dict[str, Any] = {}
+    asked: dict[str, str] = {}
+    for name in dict.fromkeys(names):
+        task = found[name] = given[name] if name in given else load_task(name)
+        if asked.setdefault(task.name, name) != name:
+            raise SpecError(f"{asked[task.name]} and {name} are one task, {task.name}: ask for it once")
+    return found
 
 
 def _load(name: str) -> Any:
