@@ -74,7 +74,7 @@ def _tile(
 ):  # fmt: skip
     """Merge one tile into the accumulators, n tokens a lane. Without MASKED every token of it is known to be real.
 
-    Counts of lanes are then alike: as numbers they take no word between threads.
+    All lanes then count alike, and numbers are exchanged between threads for none of it.
     """
     # Loaded as a matrix, whose rows the compiler reads in wide pieces; lane and warp then fall on the second axis.
     t = (t0 + tl.arange(0, TILE * LANES)).to(tl.int64)

@@ -50,7 +50,7 @@ def plan(x: Float[Tensor, "R T D"], *, norm: bool = False, query: bool = False, 
         tile = max(2, min(8, 8192 // block))
         warps = min(16, max(4, block // 256))
     else:
-        # 256 adjacent bytes of a token; 8,192 values (4,096 in float32) a tile are 64 (32) registers a thread
+        # 256 adjacent bytes of a token; the 8,192 values of a tile are 64 registers a thread in float32
         block = min(_power(max(16, width)), 256 // x.element_size())
         # each segment has accumulators, which leave few registers for tokens
         lanes, tile, warps = min(32, 1024 // block), 4 if segments > 2 else 8, 4
@@ -64,6 +64,7 @@ def plan(x: Float[Tensor, "R T D"], *, norm: bool = False, query: bool = False, 
     return Plan(tile, lanes, block, warps, registers, blocks, max(1, _ceil(tokens, span)), span)
 
 
+@functools.lru_cache(1024)  # asked for at every layer of every batch
 def _splits(work: int, programs: int, most: int) -> int:
     """The fewest parts of a row, up to `most`, that keep the chip busy to nine tenths; else those that do so best.
 
