@@ -131,7 +131,7 @@ def read(encoder: Encoder, panel: Panel, size: int) -> tuple[float, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=6)
     rounds = parser.parse_args().rounds
     rows = []
     for name, (encoder, panel, size) in cases().items():

@@ -180,6 +180,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--series", type=int, default=300, help="training series; half as many are for the test")
     options = parser.parse_args()
+    torch.manual_seed(0)
     encoder = chronos_bolt()
     settings = f"n_train={options.series}&n_test={options.series // 2}"
     tasks = [tp.load_task(f"process/k2?{settings}"), tp.load_task(f"process/k2-state?{settings}")]
