@@ -20,11 +20,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 os.environ.pop("TRITON_INTERPRET", None)  # before triton is imported
 
 import torch
 import triton
+from pooling import NAMES
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
@@ -33,7 +35,6 @@ from tsprobe.pooling import Norm, Slots, kernels, launch
 from tsprobe.pooling.kinds import codes
 
 RESULTS = Path(__file__).parent / "results"
-NAMES = ("mean", "max", "std", "first", "last")
 
 
 class Chip(NamedTuple):
@@ -97,22 +98,20 @@ def recorded(chip: Chip) -> Iterator[list[Call]]:
         def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
             return lambda *arguments, **keywords: calls.append(Call(self.kernel, grid, arguments, keywords))
 
-    kept = kernels._pool, kernels._combine, kernels._backward, launch._programs, launch._limits
-    kernels._pool, kernels._combine, kernels._backward = map(Recorder, kept[:3])
-    launch._programs = lambda _, registers: chip.multiprocessors * launch.resident(registers)
-    launch._limits = lambda _, how: {"maxnreg": how.registers}
-    try:
+    recorders = {name: Recorder(getattr(kernels, name)) for name in ("_pool", "_combine", "_backward")}
+    chips = {
+        "_programs": lambda _, registers: chip.multiprocessors * launch.resident(registers),
+        "_limits": lambda _, how: {"maxnreg": how.registers},
+    }
+    with patch.multiple(kernels, **recorders), patch.multiple(launch, **chips):
         yield calls
-    finally:
-        kernels._pool, kernels._combine, kernels._backward, launch._programs, launch._limits = kept
 
 
 def calls_of(case: Case, chip: Chip) -> list[Call]:
     rows, tokens, width = case.shape
     x = torch.empty(case.shape, dtype=case.dtype)
     slots = Slots.parse(case.names)
-    segments = sum(int(name.removeprefix("segments")) for name in case.names if name.startswith("segments"))
-    share = torch.zeros(rows, tokens, segments) if segments else None
+    share = torch.zeros(rows, tokens, slots.segments) if slots.segments else None
     one = torch.ones(width, dtype=case.dtype)
     norm = Norm(case.norm, one, one) if case.norm else None
     mask = torch.ones(rows, tokens, dtype=torch.bool)

@@ -159,7 +159,7 @@ def _standardisers(
     spread = Spread.empty(len(x), n_folds, x.shape[2], x.device)
     for fold in range(n_folds):
         spread.add(fold, Rows.of(x[:, folds == fold]))
-    *without, whole = (spread.standardiser(sees) for sees in leave_one_out(n_folds, x.device))
-    inverse = torch.stack([fit.inverse for fit in (*without, whole)], 1)  # [g, F + 1, 1, D]
-    scale = torch.where(whole.inverse[:, None] > 0, inverse / whole.inverse[:, None], 0)
-    return whole, torch.cat([scale, torch.ones_like(scale[..., :1])], 3)
+    fits = [spread.standardiser(sees) for sees in leave_one_out(n_folds, x.device)]  # the last sees all rows
+    inverse = torch.stack([fit.inverse for fit in fits], 1)  # [g, F + 1, 1, D]
+    scale = torch.where(inverse[:, -1:] > 0, inverse / inverse[:, -1:], 0)
+    return fits[-1], torch.cat([scale, torch.ones_like(scale[..., :1])], 3)

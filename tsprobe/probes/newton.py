@@ -196,9 +196,9 @@ def minimise(
     relative = torch.full_like(reference, torch.inf)
     groups = torch.arange(len(w), device=w.device)
     p = fits.probabilities(z)
+    ridge = penalty * fits.shrunk
     precondition, directions = None, 0
     for _ in range(_STEPS):
-        ridge = penalty * fits.shrunk
         gradient = fits.gradient(p) + ridge * w[groups]
         norm = _norm(gradient) / reference[groups]
         relative[groups] = norm
